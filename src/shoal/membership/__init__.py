@@ -1,0 +1,31 @@
+"""Who is in: a pure state machine from events to worlds and actions."""
+
+from shoal.membership.changes import (
+    Action,
+    Announce,
+    Attached,
+    Await,
+    DeadlinePassed,
+    DealTaken,
+    Dismiss,
+    End,
+    Event,
+    Finished,
+    Halt,
+    Healed,
+    Joined,
+    LeaveAsked,
+    Lost,
+    Redeal,
+    Reported,
+    Scaled,
+    Stored,
+)
+from shoal.membership.machine import Phase, State, begin, step, take_over
+from shoal.membership.world import NOTHING, Origin, Rules, Standing, World
+
+__all__ = [
+    "NOTHING", "Action", "Announce", "Attached", "Await", "DeadlinePassed", "DealTaken", "Dismiss", "End", "Event",
+    "Finished", "Halt", "Healed", "Joined", "LeaveAsked", "Lost", "Origin", "Phase", "Redeal", "Reported", "Rules",
+    "Scaled", "Standing", "State", "Stored", "World", "begin", "step", "take_over",
+]  # fmt: skip

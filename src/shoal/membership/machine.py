@@ -1,0 +1,384 @@
+"""Membership as a pure function: ``step(state, event) -> (state, actions)``.
+
+A run is always in one phase. *gathering*: too few workers, or their state is being collected. *running*: a world is
+announced. *halting*: its members have been told to stop, and their reports are awaited. *attaching*: this coordinator
+has replaced one that died, and the members of the last recorded world are awaited. *ended*.
+
+There is one way from a world to the next, whatever happened: halt, reports, announce.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from shoal.lanes import deal
+from shoal.membership.changes import (
+    Action,
+    Announce,
+    Attached,
+    Await,
+    DeadlinePassed,
+    DealTaken,
+    Dismiss,
+    End,
+    Event,
+    Finished,
+    Halt,
+    Healed,
+    Joined,
+    LeaveAsked,
+    Lost,
+    Redeal,
+    Reported,
+    Scaled,
+    Stored,
+)
+from shoal.membership.choice import choose_base, drop_unreachable
+from shoal.membership.world import NOTHING, Origin, Rules, Standing, World
+
+
+class Phase(StrEnum):
+    """Where a run's membership stands."""
+
+    GATHERING = "gathering"
+    RUNNING = "running"
+    HALTING = "halting"
+    ATTACHING = "attaching"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything that membership remembers. ``pool`` holds who is present and stands outside a running world."""
+
+    rules: Rules
+    phase: Phase = Phase.GATHERING
+    target: int = 1
+    world: World | None = None
+    generation: int = 0
+    pool: Mapping[str, Standing] = field(default_factory=dict)
+    unreachable: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    awaited: frozenset[str] = frozenset()
+    leaving: frozenset[str] = frozenset()
+    healing: frozenset[str] = frozenset()
+    finished: frozenset[str] = frozenset()
+    stored: Standing = NOTHING
+    deal_number: int = 0
+    deal_in_flight: bool = False
+    deal_wanted: bool = False
+    enough_time: bool = False
+    """The gathering's deadline has passed: start with as few as the rules allow."""
+    resumed: bool = False
+    """Some members did not come back to a replaced coordinator in time, or had stopped before."""
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        return self.world.members if self.world is not None and self.phase is not Phase.GATHERING else ()
+
+    @property
+    def present(self) -> frozenset[str]:
+        return frozenset(self.members) | frozenset(self.pool)
+
+
+Result = tuple[State, list[Action]]
+
+
+def begin(rules: Rules, target: int, stored: Standing = NOTHING) -> State:
+    """A run that no worker has joined yet; ``stored`` is the newest good version in its store, if there is one."""
+    return State(rules=rules, target=target, stored=stored)
+
+
+def take_over(state: State, world: World) -> Result:
+    """Go on after a coordinator that died, from the newest world in the run's store."""
+    taken = replace(
+        state, phase=Phase.ATTACHING, world=world, generation=world.generation, awaited=frozenset(world.members)
+    )
+    return taken, [Await(Phase.ATTACHING, world.generation)]
+
+
+def step(state: State, event: Event) -> Result:
+    """The next state, and what is to be done. Events that come late or twice change nothing."""
+    if state.phase is Phase.ENDED:
+        return state, []
+    match event:
+        case Joined():
+            return _joined(state, event)
+        case Attached():
+            return _attached(state, event)
+        case Lost():
+            return _lost(state, event)
+        case Reported():
+            return _reported(state, event)
+        case Healed():
+            return _healed(state, event)
+        case DealTaken():
+            return _deal_taken(state, event)
+        case LeaveAsked():
+            return _leave_asked(state, event)
+        case Scaled():
+            return _scaled(replace(state, target=event.target))
+        case Stored():
+            return _end_if_done(replace(state, stored=max(state.stored, event.standing)))
+        case Finished():
+            return _finished(state, event)
+        case DeadlinePassed():
+            return _deadline_passed(state, event)
+
+
+def _joined(state: State, event: Joined) -> Result:
+    if event.worker in state.present:
+        return state, []
+    state = replace(
+        state,
+        pool={**state.pool, event.worker: NOTHING},
+        unreachable={**state.unreachable, event.worker: event.unreachable},
+    )
+    if state.phase is Phase.RUNNING and _can_admit(state, event.worker):
+        return _halt(state, at_boundary=True)
+    if state.phase is Phase.GATHERING:
+        first = [Await(Phase.GATHERING, state.generation)] if len(state.pool) == 1 and not state.enough_time else []
+        state, actions = _form(state)
+        return state, [*first, *actions]
+    return state, []
+
+
+def _can_admit(state: State, worker: str) -> bool:
+    staying = [m for m in state.members if m not in state.leaving]
+    return len(staying) < _most(state) and not state.unreachable.get(worker, frozenset()) & set(staying)
+
+
+def _most(state: State) -> int:
+    return min(max(state.target, state.rules.min_workers), state.rules.max_workers)
+
+
+def _attached(state: State, event: Attached) -> Result:
+    world = state.world
+    if world is None or event.worker not in world.members or event.generation > world.generation:
+        reason = "it belongs to no generation of this run that is still alive"
+        return state, [Dismiss(event.worker, reason, expelled=True)]
+    if state.phase is not Phase.ATTACHING:
+        return (state, []) if event.worker in state.present else (state, [_expel(event.worker)])
+    stopped = event.halted or event.generation < world.generation
+    if stopped:
+        state = replace(state, pool={**state.pool, event.worker: event.standing}, resumed=True)
+    state = replace(state, awaited=state.awaited - {event.worker})
+    return _resume_if_all(state)
+
+
+def _resume_if_all(state: State) -> Result:
+    """Once every member has come back or is lost, one planned halt leads to a generation of our own."""
+    if state.awaited:
+        return state, []
+    return _halt(replace(state, phase=Phase.RUNNING), at_boundary=not state.resumed)
+
+
+def _expel(worker: str) -> Dismiss:
+    return Dismiss(worker, "it was silent for too long, and the others went on without it", expelled=True)
+
+
+def _lost(state: State, event: Lost) -> Result:
+    worker = event.worker
+    if worker not in state.present:
+        return state, []
+    out: list[Action] = [Dismiss(worker, event.reason, expelled=True)]
+    state = _forget(state, worker)
+    if state.phase is Phase.GATHERING or worker not in state.members:
+        return state, out
+    if state.phase is Phase.ATTACHING:
+        state, actions = _resume_if_all(replace(state, resumed=True))
+    elif state.phase is Phase.RUNNING:
+        state, actions = _halt(state, at_boundary=False)
+        state, more = _form_if_all_reported(replace(state, awaited=state.awaited - {worker}))
+        actions += more
+    else:
+        # A planned halt's boundary needs every member; one is gone, so the others must stop at once.
+        state, actions = _form_if_all_reported(state)
+        if state.phase is Phase.HALTING and state.world is not None:
+            actions = [Halt(state.generation, tuple(sorted(state.awaited)), at_boundary=False), *actions]
+    return state, out + actions
+
+
+def _forget(state: State, worker: str) -> State:
+    return replace(
+        state,
+        pool={w: s for w, s in state.pool.items() if w != worker},
+        unreachable={w: u for w, u in state.unreachable.items() if w != worker},
+        awaited=state.awaited - {worker},
+        leaving=state.leaving - {worker},
+    )
+
+
+def _halt(state: State, *, at_boundary: bool) -> Result:
+    """Tell those who still run; members already in the pool have stopped."""
+    awaited = frozenset(state.members) - frozenset(state.pool)
+    state = replace(state, phase=Phase.HALTING, awaited=awaited, deal_in_flight=False, deal_wanted=False)
+    wait = Await(Phase.HALTING, state.generation)
+    return state, [Halt(state.generation, tuple(sorted(awaited)), at_boundary), wait]
+
+
+def _reported(state: State, event: Reported) -> Result:
+    if state.world is None or event.generation != state.generation or event.worker not in state.members:
+        known = event.worker in state.present
+        return state, [] if known else [_expel(event.worker)]
+    if state.phase not in (Phase.RUNNING, Phase.HALTING):
+        return state, []
+    actions: list[Action] = []
+    was_running = state.phase is Phase.RUNNING
+    if not was_running and event.worker not in state.awaited:
+        return state, []
+    state = replace(
+        state,
+        pool={**state.pool, event.worker: event.standing},
+        unreachable={**state.unreachable, event.worker: event.unreachable},
+    )
+    if was_running:
+        state, actions = _halt(state, at_boundary=False)
+    state = replace(state, awaited=state.awaited - {event.worker})
+    state, more = _form_if_all_reported(state)
+    return state, actions + more
+
+
+def _form_if_all_reported(state: State) -> Result:
+    if state.phase is not Phase.HALTING or state.awaited:
+        return state, []
+    return _form(replace(state, phase=Phase.GATHERING, enough_time=True))
+
+
+def _form(state: State) -> Result:
+    """Announce the next world, if enough workers are there; else wait for more."""
+    goodbyes: list[Action] = []
+    for worker in sorted(state.leaving & set(state.pool)):
+        goodbyes.append(Dismiss(worker, "it asked to leave", expelled=False))
+        state = _forget(state, worker)
+    staying, cut_off = drop_unreachable(state.pool, state.unreachable, _most(state))
+    for worker in cut_off:
+        goodbyes.append(Dismiss(worker, "it cannot reach the other workers", expelled=True))
+        state = _forget(state, worker)
+    need = state.rules.min_workers if state.enough_time else _most(state)
+    if len(staying) < need:
+        return replace(state, phase=Phase.GATHERING), goodbyes
+    world = _next_world(state, staying)
+    state = replace(
+        state,
+        phase=Phase.RUNNING,
+        world=world,
+        generation=world.generation,
+        pool={w: s for w, s in state.pool.items() if w not in world.members},
+        unreachable={w: u for w, u in state.unreachable.items() if w not in world.members},
+        healing=frozenset(world.sources),
+        finished=frozenset(),
+        awaited=frozenset(),
+        deal_number=0,
+        deal_in_flight=False,
+        deal_wanted=False,
+        enough_time=True,
+        resumed=False,
+    )
+    return state, [*goodbyes, Announce(world)]
+
+
+def _next_world(state: State, staying: list[str]) -> World:
+    earlier = [m for m in (state.world.members if state.world else ()) if m in staying]
+    members = (*earlier, *sorted(m for m in staying if m not in earlier))
+    base, origin = choose_base(members, state.pool, state.stored)
+    holders = [m for m in members if state.pool[m] == base]
+    sources = {}
+    if origin is Origin.PEERS:
+        behind = [m for m in members if m not in holders]
+        sources = {m: holders[i % len(holders)] for i, m in enumerate(behind)}
+    return World(
+        generation=state.generation + 1,
+        members=members,
+        lanes=_deal(state, members, frozenset(sources)),
+        base=base,
+        origin=origin,
+        sources=sources,
+    )
+
+
+def _deal(state: State, members: tuple[str, ...], healing: frozenset[str]) -> dict[str, tuple[int, ...]]:
+    weights = {m: 0.0 if m in healing else 1.0 for m in members}
+    previous = {m: lanes for m, lanes in state.world.lanes.items() if m in weights} if state.world else None
+    return deal(state.rules.num_lanes, weights, previous)
+
+
+def _healed(state: State, event: Healed) -> Result:
+    if event.generation != state.generation or event.worker not in state.healing:
+        return state, []
+    state = replace(state, healing=state.healing - {event.worker})
+    return _redeal(state) if state.phase is Phase.RUNNING else (state, [])
+
+
+def _redeal(state: State) -> Result:
+    assert state.world is not None
+    if state.deal_in_flight:
+        return replace(state, deal_wanted=True), []
+    lanes = _deal(state, state.members, state.healing)
+    state = replace(
+        state,
+        world=replace(state.world, lanes=lanes),
+        deal_number=state.deal_number + 1,
+        deal_in_flight=True,
+        deal_wanted=False,
+    )
+    return state, [Redeal(state.generation, state.deal_number, state.members, lanes)]
+
+
+def _deal_taken(state: State, event: DealTaken) -> Result:
+    in_force = event.generation == state.generation and event.number == state.deal_number
+    if not in_force or not state.deal_in_flight or state.phase is not Phase.RUNNING:
+        return state, []
+    state = replace(state, deal_in_flight=False)
+    return _redeal(state) if state.deal_wanted else (state, [])
+
+
+def _leave_asked(state: State, event: LeaveAsked) -> Result:
+    if event.worker not in state.present:
+        return state, [Dismiss(event.worker, "it asked to leave", expelled=False)]
+    if event.worker in state.leaving:
+        return state, []
+    state = replace(state, leaving=state.leaving | {event.worker})
+    if event.worker in state.pool and state.phase is not Phase.HALTING:
+        return _forget(state, event.worker), [Dismiss(event.worker, "it asked to leave", expelled=False)]
+    if state.phase is Phase.RUNNING:
+        return _halt(state, at_boundary=True)
+    return state, []
+
+
+def _scaled(state: State) -> Result:
+    """Fewer: the last ranks leave. More: who waits is let in."""
+    if state.phase is not Phase.RUNNING:
+        return state, []
+    staying = [m for m in state.members if m not in state.leaving]
+    surplus = staying[_most(state) :]
+    waiting = [w for w in sorted(state.pool) if _can_admit(state, w)]
+    if not surplus and not waiting:
+        return state, []
+    return _halt(replace(state, leaving=state.leaving | set(surplus)), at_boundary=True)
+
+
+def _finished(state: State, event: Finished) -> Result:
+    if event.generation != state.generation or event.worker not in state.members:
+        return state, []
+    return _end_if_done(replace(state, finished=state.finished | {event.worker}))
+
+
+def _end_if_done(state: State) -> Result:
+    done = state.phase is Phase.RUNNING and state.finished >= set(state.members)
+    if done and state.stored.step >= state.rules.total_steps:
+        return replace(state, phase=Phase.ENDED), [End()]
+    return state, []
+
+
+def _deadline_passed(state: State, event: DeadlinePassed) -> Result:
+    if event.phase != state.phase or event.generation != state.generation:
+        return state, []
+    if state.phase is Phase.GATHERING:
+        return _form(replace(state, enough_time=True))
+    actions: list[Action] = []
+    for worker in sorted(state.awaited):
+        state, more = _lost(state, Lost(worker, "it did not report in time"))
+        actions += more
+    return state, actions
