@@ -60,6 +60,8 @@ class State:
     generation: int = 0
     pool: Mapping[str, Standing] = field(default_factory=dict)
     unreachable: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    gone: frozenset[str] = frozenset()
+    """Members of the world that are lost; empty again in the next one."""
     awaited: frozenset[str] = frozenset()
     leaving: frozenset[str] = frozenset()
     healing: frozenset[str] = frozenset()
@@ -75,7 +77,9 @@ class State:
 
     @property
     def members(self) -> tuple[str, ...]:
-        return self.world.members if self.world is not None and self.phase is not Phase.GATHERING else ()
+        if self.world is None or self.phase is Phase.GATHERING:
+            return ()
+        return tuple(m for m in self.world.members if m not in self.gone)
 
     @property
     def present(self) -> frozenset[str]:
@@ -128,7 +132,8 @@ def step(state: State, event: Event) -> Result:
 
 
 def _joined(state: State, event: Joined) -> Result:
-    if event.worker in state.present:
+    newcomer = event.worker not in state.present
+    if not newcomer and state.pool.get(event.worker) != NOTHING:
         return state, []
     state = replace(
         state,
@@ -138,7 +143,7 @@ def _joined(state: State, event: Joined) -> Result:
     if state.phase is Phase.RUNNING and _can_admit(state, event.worker):
         return _halt(state, at_boundary=True)
     if state.phase is Phase.GATHERING:
-        first = [Await(Phase.GATHERING, state.generation)] if len(state.pool) == 1 and not state.enough_time else []
+        first = [Await(Phase.GATHERING, state.generation)] if newcomer and len(state.pool) == 1 else []
         state, actions = _form(state)
         return state, [*first, *actions]
     return state, []
@@ -155,11 +160,11 @@ def _most(state: State) -> int:
 
 def _attached(state: State, event: Attached) -> Result:
     world = state.world
-    if world is None or event.worker not in world.members or event.generation > world.generation:
+    if event.worker in state.present and state.phase is not Phase.ATTACHING:
+        return state, []
+    if world is None or event.worker not in state.members or event.generation > world.generation:
         reason = "it belongs to no generation of this run that is still alive"
         return state, [Dismiss(event.worker, reason, expelled=True)]
-    if state.phase is not Phase.ATTACHING:
-        return (state, []) if event.worker in state.present else (state, [_expel(event.worker)])
     stopped = event.halted or event.generation < world.generation
     if stopped:
         state = replace(state, pool={**state.pool, event.worker: event.standing}, resumed=True)
@@ -183,20 +188,19 @@ def _lost(state: State, event: Lost) -> Result:
     if worker not in state.present:
         return state, []
     out: list[Action] = [Dismiss(worker, event.reason, expelled=True)]
+    was_member = worker in state.members
     state = _forget(state, worker)
-    if state.phase is Phase.GATHERING or worker not in state.members:
+    if not was_member:
         return state, out
     if state.phase is Phase.ATTACHING:
         state, actions = _resume_if_all(replace(state, resumed=True))
     elif state.phase is Phase.RUNNING:
         state, actions = _halt(state, at_boundary=False)
-        state, more = _form_if_all_reported(replace(state, awaited=state.awaited - {worker}))
-        actions += more
-    else:
+    elif state.awaited:
         # A planned halt's boundary needs every member; one is gone, so the others must stop at once.
+        actions = [Halt(state.generation, tuple(sorted(state.awaited)), at_boundary=False)]
+    else:
         state, actions = _form_if_all_reported(state)
-        if state.phase is Phase.HALTING and state.world is not None:
-            actions = [Halt(state.generation, tuple(sorted(state.awaited)), at_boundary=False), *actions]
     return state, out + actions
 
 
@@ -205,6 +209,7 @@ def _forget(state: State, worker: str) -> State:
         state,
         pool={w: s for w, s in state.pool.items() if w != worker},
         unreachable={w: u for w, u in state.unreachable.items() if w != worker},
+        gone=state.gone | ({worker} & set(state.members)),
         awaited=state.awaited - {worker},
         leaving=state.leaving - {worker},
     )
@@ -215,7 +220,9 @@ def _halt(state: State, *, at_boundary: bool) -> Result:
     awaited = frozenset(state.members) - frozenset(state.pool)
     state = replace(state, phase=Phase.HALTING, awaited=awaited, deal_in_flight=False, deal_wanted=False)
     wait = Await(Phase.HALTING, state.generation)
-    return state, [Halt(state.generation, tuple(sorted(awaited)), at_boundary), wait]
+    out: list[Action] = [Halt(state.generation, tuple(sorted(awaited)), at_boundary), wait] if awaited else []
+    state, actions = _form_if_all_reported(state)
+    return state, out + actions
 
 
 def _reported(state: State, event: Reported) -> Result:
@@ -269,6 +276,7 @@ def _form(state: State) -> Result:
         unreachable={w: u for w, u in state.unreachable.items() if w not in world.members},
         healing=frozenset(world.sources),
         finished=frozenset(),
+        gone=frozenset(),
         awaited=frozenset(),
         deal_number=0,
         deal_in_flight=False,
