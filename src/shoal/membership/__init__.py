@@ -22,10 +22,10 @@ from shoal.membership.changes import (
     Stored,
 )
 from shoal.membership.machine import Phase, State, begin, step, take_over
-from shoal.membership.world import NOTHING, Origin, Rules, Standing, World
+from shoal.membership.world import NOTHING, Lanes, Origin, Rules, Standing, World
 
 __all__ = [
     "NOTHING", "Action", "Announce", "Attached", "Await", "DeadlinePassed", "DealTaken", "Dismiss", "End", "Event",
-    "Finished", "Halt", "Healed", "Joined", "LeaveAsked", "Lost", "Origin", "Phase", "Redeal", "Reported", "Rules",
+    "Finished", "Halt", "Healed", "Joined", "Lanes", "LeaveAsked", "Lost", "Origin", "Phase", "Redeal", "Reported", "Rules",
     "Scaled", "Standing", "State", "Stored", "World", "begin", "step", "take_over",
 ]  # fmt: skip

@@ -1,0 +1,1 @@
+"""Collectives, encrypted links and transfers. The only importer of torch.distributed and zmq."""

@@ -1,0 +1,178 @@
+"""Collectives among the members of one generation, on torch's process groups, with an abort that works."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from shoal.comm.meeting import Meeting
+from shoal.comm.sockets import Address, belongs, can_find_sockets, shut_down, tcp_sockets, wire_bytes
+from shoal.errors import ConfigError, Fault, Halted
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A member's place in a generation. ``host`` is the address that the others reach it at."""
+
+    generation: int
+    rank: int
+    world_size: int
+    host: str = "127.0.0.1"
+    device: str = "cpu"
+    timeout_s: float = 60.0
+
+
+class Work:
+    """A collective under way."""
+
+    def __init__(self, group: Group, handle: Any) -> None:
+        self._group = group
+        self._handle = handle
+
+    def wait(self) -> None:
+        """Return when the result is in place. ``Halted`` after an abort, ``Fault`` if a peer or link failed."""
+        if self._handle is None:
+            return
+        try:
+            self._handle.wait()
+        except RuntimeError as error:
+            raise self._group.translated(error) from error
+
+
+class Group:
+    """The members of one generation. Made by ``form``; one thread starts collectives, any thread may ``abort``.
+
+    Every member starts the same collectives in the same order. After the first error the group is of no more use.
+    """
+
+    def __init__(self, seat: Seat, backend: Any, listeners: frozenset[Address]) -> None:
+        self.seat = seat
+        self._backend = backend
+        self._listeners = listeners
+        self._aborted = threading.Event()
+        self._raw_bytes = 0
+
+    @staticmethod
+    def form(seat: Seat, meeting: Meeting) -> Group:
+        """Meet the other members: 5 to 150 ms for 2 to 32 of them. ``Fault`` if one does not come in time."""
+        if seat.world_size == 1:
+            return Group(seat, None, frozenset())
+        try:
+            if seat.device == "cpu":
+                return _form_gloo(seat, meeting)
+            return _form_nccl(seat, meeting)
+        except RuntimeError as error:
+            message = f"generation {seat.generation} could not meet: {error}"
+            raise Fault(message, rank=seat.rank, generation=seat.generation) from error
+
+    @property
+    def aborted(self) -> bool:
+        return self._aborted.is_set()
+
+    def check(self) -> None:
+        """Raise ``Halted`` if the group has been aborted: for long computations between collectives."""
+        if self._aborted.is_set():
+            raise Halted(f"generation {self.seat.generation} was halted", generation=self.seat.generation)
+
+    def all_reduce(self, tensor: Tensor) -> Work:
+        """Start to replace ``tensor`` by its sum over all members: the same bits on each."""
+        self.check()
+        self._raw_bytes += tensor.nbytes
+        if self._backend is None:
+            return Work(self, None)
+        try:
+            return Work(self, self._backend.allreduce([tensor]))
+        except RuntimeError as error:
+            raise self.translated(error) from error
+
+    def all_gather(self, payload: bytes) -> list[bytes]:
+        """Every member's payload, by rank. For small things such as metrics: all of it goes to all members."""
+        if self._backend is None:
+            self.check()
+            return [payload]
+        sizes = torch.zeros(self.seat.world_size, dtype=torch.int64)
+        sizes[self.seat.rank] = len(payload)
+        self.all_reduce(sizes).wait()
+        longest = int(sizes.max())
+        table = torch.zeros(self.seat.world_size, longest, dtype=torch.uint8)
+        if payload:
+            table[self.seat.rank, : len(payload)] = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+        self.all_reduce(table).wait()
+        return [table[rank, : int(size)].numpy().tobytes() for rank, size in enumerate(sizes)]
+
+    def translated(self, error: Exception) -> Fault:
+        """What a failed collective means."""
+        seat = self.seat
+        if self.aborted:
+            return Halted(f"generation {seat.generation} was halted", seat.rank, seat.generation)
+        return Fault(f"a collective failed: {_first_line(error)}", seat.rank, seat.generation)
+
+    def abort(self) -> None:
+        """Make every collective raise, now and from now on, here and at the peers; from any thread, at any time."""
+        self._aborted.set()
+        if self._backend is None:
+            return
+        if self.seat.device == "cpu":
+            shut_down(self._sockets())
+        else:
+            self._backend.abort()
+
+    def wire_bytes(self) -> tuple[int, int] | None:
+        """Bytes sent and received by this group as the kernel counted them, or None where it does not tell."""
+        if self.seat.device != "cpu" or not can_find_sockets():
+            return None
+        return wire_bytes(self._sockets())
+
+    @property
+    def raw_bytes(self) -> int:
+        """Bytes of tensors handed to collectives so far, before any ring or tree multiplies them."""
+        return self._raw_bytes
+
+    def close(self) -> None:
+        """Abort, and free the group's threads and sockets."""
+        self.abort()
+        self._backend = None
+
+    def _sockets(self) -> list[Any]:
+        return [entry for entry in tcp_sockets() if belongs(entry, self._listeners)]
+
+
+def _form_gloo(seat: Seat, meeting: Meeting) -> Group:
+    before = {entry.fd for entry in tcp_sockets() if entry.listens}
+    options = dist.ProcessGroupGloo._Options()
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=seat.host)]
+    options._timeout = timedelta(seconds=seat.timeout_s)
+    ours = [entry for entry in tcp_sockets() if entry.listens and entry.fd not in before]
+    meeting.set(f"listener/{seat.rank}", ",".join(f"{host}|{port}" for host, port in (e.local for e in ours)))
+    backend = dist.ProcessGroupGloo(meeting, seat.rank, seat.world_size, options)
+    return Group(seat, backend, _all_listeners(seat, meeting))
+
+
+def _all_listeners(seat: Seat, meeting: Meeting) -> frozenset[Address]:
+    texts = [meeting.get(f"listener/{rank}").decode() for rank in range(seat.world_size)]
+    pairs = [part.rsplit("|", 1) for text in texts for part in text.split(",") if part]
+    return frozenset((host, int(port)) for host, port in pairs)
+
+
+def _form_nccl(seat: Seat, meeting: Meeting) -> Group:
+    if not torch.cuda.is_available():
+        raise ConfigError("device 'cuda' was asked for and this machine has none; say device='cpu'")
+    if seat.rank == 0:
+        store = dist.TCPStore(seat.host, 0, None, True, wait_for_workers=False)
+        meeting.set("tcp-store", f"{seat.host}|{store.port}")
+    host, port = meeting.get("tcp-store").decode().rsplit("|", 1)
+    if seat.rank != 0:
+        store = dist.TCPStore(host, int(port), None, False)
+    options = dist.ProcessGroupNCCL.Options()
+    options._timeout = timedelta(seconds=seat.timeout_s)
+    return Group(seat, dist.ProcessGroupNCCL(store, seat.rank, seat.world_size, options), frozenset())
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -1,0 +1,233 @@
+"""What processes say to the coordinator, and what it says to them. Tagged msgspec structs, in msgpack."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from shoal.membership import Lanes, Standing, World
+
+PROTOCOL = 1
+"""Raised whenever a message changes; both sides must speak the same."""
+
+
+class Message(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """The base of every message."""
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """What must be alike in all processes of a run, and where a worker is found."""
+
+    protocol: int = PROTOCOL
+    shoal: str
+    torch: str
+    job_hash: str
+    host: str
+    pid: int
+    transfer_address: str
+
+
+# Workers to the coordinator
+
+
+class Hello(Message):
+    """A newcomer that holds nothing asks to come in. Sent again, with what it cannot reach, while it waits."""
+
+    identity: Identity
+    unreachable: list[str] = []
+
+
+class Attach(Message):
+    """A worker that knew an earlier coordinator introduces itself to its replacement."""
+
+    identity: Identity
+    generation: int
+    standing: Standing
+    halted: bool
+
+
+class Beat(Message):
+    """I am alive. ``phase`` is what the training loop does, since ``phase_s``."""
+
+    generation: int
+    step: int
+    stable_step: int
+    phase: str
+    phase_s: float
+    figures: dict[str, float] = {}
+
+
+class Report(Message):
+    """I have stopped in this generation, and hold this."""
+
+    generation: int
+    standing: Standing
+    unreachable: list[str] = []
+    reason: str = ""
+
+
+class Caught(Message):
+    """I have caught up with the others of this generation, and can take lanes."""
+
+    generation: int
+    step: int
+
+
+class Taken(Message):
+    """The deal of this number is in force from this step on."""
+
+    generation: int
+    number: int
+    step: int
+
+
+class Leave(Message):
+    """I want to leave at the next boundary."""
+
+
+class Saved(Message):
+    """A version is whole in the store."""
+
+    standing: Standing
+
+
+class Done(Message):
+    """I have committed the last step, and these are the figures of the last evaluation."""
+
+    generation: int
+    standing: Standing
+    figures: dict[str, Any] = {}
+
+
+class Meet(Message):
+    """A part of the address that this generation's collectives meet at, for all its members."""
+
+    generation: int
+    key: str
+    value: bytes
+
+
+class Note(Message):
+    """An event for the run's log."""
+
+    event: dict[str, Any]
+
+
+class Failed(Message):
+    """The job itself cannot go on, on any worker. ``kind`` names the error's class."""
+
+    kind: str
+    reason: str
+
+
+# The driver, and commands, to the coordinator
+
+
+class Watch(Message):
+    """The driver announces itself: tell me what you want."""
+
+    driver: str
+
+
+class Exited(Message):
+    """A process of the driver's has ended."""
+
+    worker: str
+    reason: str
+
+
+class Scale(Message):
+    """Go on with this many workers."""
+
+    target: int
+
+
+class Stop(Message):
+    """End the run at the newest version."""
+
+    reason: str
+
+
+class Ask(Message):
+    """How does the run stand?"""
+
+
+ToCoordinator = (
+    Hello | Attach | Beat | Report | Caught | Taken | Leave | Saved | Done | Meet | Note | Failed
+    | Watch | Exited | Scale | Stop | Ask
+)  # fmt: skip
+
+# The coordinator to workers
+
+
+class Welcome(Message):
+    """You are known; wait for a world. ``peers`` are the members' transfer addresses."""
+
+    coordinator: str
+    peers: dict[str, str]
+
+
+class Enter(Message):
+    """A new generation, and where its members are found."""
+
+    world: World
+    addresses: dict[str, str]
+
+
+class Pause(Message):
+    """Stop in this generation and report: at once, or at the first boundary at which all have got this."""
+
+    generation: int
+    at_boundary: bool
+
+
+class Deal(Message):
+    """Other lanes, from the first boundary at which all have got this."""
+
+    generation: int
+    number: int
+    lanes: Lanes
+
+
+class Dismissed(Message):
+    """You are out."""
+
+    reason: str
+    expelled: bool
+
+
+class Ended(Message):
+    """The run is over. ``outcome`` is ``done``, ``stopped`` or ``failed``."""
+
+    outcome: str
+    reason: str
+    kind: str = ""
+
+
+class WhoAreYou(Message):
+    """I do not know you; say ``Attach``."""
+
+    coordinator: str
+
+
+# The coordinator to drivers and commands
+
+
+class Wanted(Message):
+    """What the driver is to see to: how many workers, and which are to be ended."""
+
+    target: int
+    expelled: list[str]
+
+
+class Answer(Message):
+    """How the run stands, or whether a command was taken."""
+
+    ok: bool
+    reason: str = ""
+    status: dict[str, Any] = {}
+
+
+ToWorker = Welcome | Enter | Pause | Deal | Dismissed | Ended | WhoAreYou | Meet
+ToDriver = Wanted | Ended | Answer | WhoAreYou
