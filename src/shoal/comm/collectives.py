@@ -8,12 +8,14 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-import torch.distributed as dist
+import torch.distributed
 from torch import Tensor
 
 from shoal.comm.meeting import Meeting
 from shoal.comm.sockets import Address, belongs, can_find_sockets, shut_down, tcp_sockets, wire_bytes
 from shoal.errors import ConfigError, Fault, Halted
+
+dist: Any = torch.distributed
 
 
 @dataclass(frozen=True)

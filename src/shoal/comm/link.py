@@ -24,6 +24,11 @@ _RECONNECT_MS = 50
 _PING_MS = 1000
 
 
+def bound_address(socket: zmq.Socket[bytes]) -> str:
+    """The host:port that a socket listens on."""
+    return bytes(socket.getsockopt(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode().removeprefix("tcp://")  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
 class Inbound(Generic[M]):
     """A message and who sent it."""
@@ -54,7 +59,7 @@ class Listener(Generic[M]):
         except zmq.ZMQError as error:
             self.close()
             raise ConfigError(f"cannot listen on {host}:{port}: {error}; is it in use? choose another port") from error
-        self.address = self._socket.last_endpoint.decode().removeprefix("tcp://").rstrip("\0")
+        self.address = bound_address(self._socket)
         self._decoder = msgspec.msgpack.Decoder(expect)
         self._encoder = msgspec.msgpack.Encoder()
         self._peer_of: dict[int, str] = {}
@@ -103,6 +108,7 @@ class Listener(Generic[M]):
 
     def close(self) -> None:
         self._socket.disable_monitor()
+        self._monitor.close(linger=0)
         self._socket.close()
         self._doorkeeper.close()
         self._context.term()

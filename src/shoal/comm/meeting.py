@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 
-from torch.distributed import Store
+from torch.distributed import Store  # type: ignore[attr-defined]
 
 from shoal.errors import Fault, Halted
 
 
-class Meeting(Store):  # type: ignore[misc]
+class Meeting(Store):
     """One generation's entries. ``publish(key, value)`` sends ours; ``deliver`` takes everyone's, from any thread."""
 
     def __init__(self, generation: int, publish: Callable[[str, bytes], None], timeout_s: float) -> None:
@@ -54,7 +54,7 @@ class Meeting(Store):  # type: ignore[misc]
                     raise Halted("the generation ended before its members had met", generation=self.generation)
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0 or not self._changed.wait(left_s):
-                    message = f"a member did not come to generation {self.generation} within {self._timeout_s:.0f} s"
+                    message = f"a member did not come to generation {self.generation} within {self._timeout_s:g} s"
                     raise Fault(message, generation=self.generation)
             return self._entries[key]
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from shoal.comm.doorkeeper import Doorkeeper
 from shoal.comm.keys import JobKey
+from shoal.comm.link import bound_address
 from shoal.errors import Halted, LinkFault
 
 _CHUNK_BYTES = 1 << 20
@@ -56,7 +57,8 @@ class _Ask(msgspec.Struct, frozen=True):
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    array: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(array)
 
 
 class Offerer:
@@ -69,7 +71,7 @@ class Offerer:
         self._socket.linger = 0
         key.listen(self._socket)
         self._socket.bind(f"tcp://{host}:0")
-        self.address = self._socket.last_endpoint.decode().removeprefix("tcp://").rstrip("\0")
+        self.address = bound_address(self._socket)
         self._offers: dict[str, tuple[_Header, list[memoryview]]] = {}
         self._waiting: deque[list[bytes]] = deque(maxlen=1000)
         self._closing = threading.Event()
@@ -169,7 +171,7 @@ class _Fetch:
             if self.cancelled():
                 raise Halted("the copy is of no more use: the generation has ended")
             if time.monotonic() > deadline_s:
-                raise LinkFault(f"{self.address} sent nothing for {self.timeout_s:.0f} s; is it cut off or frozen?")
+                raise LinkFault(f"{self.address} sent nothing for {self.timeout_s:g} s; is it cut off or frozen?")
         return self.socket.recv(copy=False).buffer
 
 

@@ -1,0 +1,1 @@
+"""The loops: what a worker does, and what the coordinator does."""
