@@ -1,0 +1,43 @@
+"""Versions: what training has committed, stored whole or not at all. ``versions.store`` imports no torch."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shoal.versions.snapshot import Snapshot, capture, fingerprint, restore
+    from shoal.versions.versions import Manifest, Refused, Versions
+    from shoal.versions.writer import BackgroundWriter, Failed, Saved
+
+    from shoal.versions.store import Absent, Exists, Store
+
+_HOMES = {
+    "snapshot": ("Snapshot", "capture", "fingerprint", "restore"),
+    "store": ("Absent", "Exists", "Store"),
+    "versions": ("Manifest", "Refused", "Versions"),
+    "writer": ("BackgroundWriter", "Failed", "Saved"),
+}
+
+__all__ = [
+    "Absent",
+    "BackgroundWriter",
+    "Exists",
+    "Failed",
+    "Manifest",
+    "Refused",
+    "Saved",
+    "Snapshot",
+    "Store",
+    "Versions",
+    "capture",
+    "fingerprint",
+    "restore",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

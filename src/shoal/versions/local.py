@@ -1,0 +1,104 @@
+"""A store in a local folder, or one shared by hosts (NFS)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from shoal.errors import ConfigError
+from shoal.versions.store import Bytes
+
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+
+class LocalFiles:
+    """Blobs are files. Each is written beside its place, synced, then linked or renamed into it, and its folder synced."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def create(self, name: str, data: Bytes) -> None:
+        path = self._root / name
+        with _written(path, (data,)) as draft:
+            try:
+                os.link(draft, path)
+            except FileExistsError:
+                if os.stat(draft).st_nlink != 2:  # NFS may repeat a link that was made, and report the repetition
+                    raise
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                raise ConfigError(
+                    f"{self._root} cannot keep one history: its file system makes no hard links; choose another store"
+                ) from error
+        _sync(path.parent)
+
+    def put(self, name: str, *parts: Bytes) -> None:
+        path = self._root / name
+        with _written(path, parts) as draft:
+            os.replace(draft, path)
+        _sync(path.parent)
+        for stale in path.parent.glob(f".{path.name}.*"):  # of processes that were killed while they wrote this name
+            stale.unlink(missing_ok=True)
+
+    def read(self, name: str) -> Bytes:
+        return (self._root / name).read_bytes()
+
+    def list(self, folder: str) -> list[str]:
+        try:
+            return sorted(name for name in os.listdir(self._root / folder) if not name.startswith("."))
+        except FileNotFoundError:
+            return []
+
+    def delete(self, name: str) -> None:
+        path = self._root / name
+        try:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        except FileNotFoundError:
+            return
+        _sync(path.parent)
+
+
+@contextmanager
+def _written(path: Path, parts: tuple[Bytes, ...]) -> Iterator[Path]:
+    """A draft beside ``path`` that holds ``parts``, all of it on the disk; removed in the end."""
+    _make(path.parent)
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with open(draft, "xb", buffering=0) as file:
+            for part in parts:
+                _write(file.fileno(), memoryview(part).cast("B"))
+            os.fsync(file.fileno())
+        yield draft
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _write(descriptor: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def _make(folder: Path) -> None:
+    """``mkdir -p``, each new folder's entry synced."""
+    if folder.is_dir():
+        return
+    _make(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync(folder.parent)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
