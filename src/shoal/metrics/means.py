@@ -88,7 +88,8 @@ class RMSE:
     def of(cls, predictions: Tensor, targets: Tensor) -> Self:
         """Both of one shape, any; nothing is broadcast."""
         one, other = same_shape(predictions, targets)
-        return cls(ExactSum.of(np.square(one - other)), one.size)
+        with np.errstate(over="ignore"):
+            return cls(ExactSum.of(np.square(one - other)), one.size)
 
     def merge(self, other: Self) -> Self:
         return merge_parts(self, other)
