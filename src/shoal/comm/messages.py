@@ -93,11 +93,15 @@ class Saved(Message):
 
 
 class Done(Message):
-    """I have committed the last step, and these are the figures of the last evaluation."""
+    """I have committed the last step, and these are the figures of the last evaluation.
+
+    ``stored``: and I know that its version is whole in the store.
+    """
 
     generation: int
     standing: Standing
     figures: dict[str, Any] = {}
+    stored: bool = False
 
 
 class Meet(Message):
@@ -176,10 +180,14 @@ class Enter(Message):
 
 
 class Pause(Message):
-    """Stop in this generation and report: at once, or at the first boundary at which all have got this."""
+    """Stop in this generation and report: at once, or at the first boundary at which all have got this.
+
+    ``probe``: try first which of the others can be reached.
+    """
 
     generation: int
     at_boundary: bool
+    probe: bool = False
 
 
 class Deal(Message):
@@ -188,6 +196,12 @@ class Deal(Message):
     generation: int
     number: int
     lanes: Lanes
+
+
+class Conclude(Message):
+    """Store the version of the first boundary at which all have got this, and end there."""
+
+    generation: int
 
 
 class Dismissed(Message):
@@ -227,7 +241,8 @@ class Answer(Message):
     ok: bool
     reason: str = ""
     status: dict[str, Any] = {}
+    record: dict[str, Any] = {}
 
 
-ToWorker = Welcome | Enter | Pause | Deal | Dismissed | Ended | WhoAreYou | Meet
+ToWorker = Welcome | Enter | Pause | Deal | Conclude | Dismissed | Ended | WhoAreYou | Meet
 ToDriver = Wanted | Ended | Answer | WhoAreYou

@@ -60,7 +60,8 @@ class Job:
     Give ``epochs`` or ``steps``. ``schedule`` maps a step (0-based) to a factor on each group's learning rate.
     ``clip_norm`` bounds the global L2 norm of the averaged gradient. ``precision`` ``bf16`` computes losses under
     autocast. ``evaluate_every_steps`` measures on ``test`` during training too; the end of training always does.
-    ``fingerprint_every_steps``: how often the workers compare what they hold. ``num_threads``: torch's, a worker.
+    ``fingerprint_every_steps``: how often the workers compare what they hold. ``log_every_steps``: how often the loss goes to the event log.
+    ``num_threads``: torch's, a worker.
     """
 
     task: Task
@@ -80,6 +81,7 @@ class Job:
     num_lanes: int = 64
     evaluate_every_steps: int | None = None
     fingerprint_every_steps: int = 100
+    log_every_steps: int = 50
     num_threads: int | None = None
     storing: Storing = field(default_factory=Storing)
     patience: Patience = field(default_factory=Patience)
@@ -98,7 +100,7 @@ class Job:
         if self.num_lanes < 1:
             raise ConfigError(f"num_lanes must be at least 1, not {self.num_lanes}")
         names = ("global_batch", "epochs", "steps", "micro_batch", "clip_norm", "evaluate_every_steps")
-        for name in (*names, "fingerprint_every_steps", "num_threads"):
+        for name in (*names, "fingerprint_every_steps", "log_every_steps", "num_threads"):
             _positive(name, getattr(self, name))
         _one_of("precision", self.precision, ("fp32", "bf16"))
         _one_of("device", self.device, ("cpu", "cuda"))

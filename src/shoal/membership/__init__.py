@@ -19,6 +19,7 @@ from shoal.membership.changes import (
     Redeal,
     Reported,
     Scaled,
+    Stalled,
     Stored,
 )
 from shoal.membership.machine import Phase, State, begin, step, take_over
@@ -27,5 +28,5 @@ from shoal.membership.world import NOTHING, Lanes, Origin, Rules, Standing, Worl
 __all__ = [
     "NOTHING", "Action", "Announce", "Attached", "Await", "DeadlinePassed", "DealTaken", "Dismiss", "End", "Event",
     "Finished", "Halt", "Healed", "Joined", "Lanes", "LeaveAsked", "Lost", "Origin", "Phase", "Redeal", "Reported", "Rules",
-    "Scaled", "Standing", "State", "Stored", "World", "begin", "step", "take_over",
+    "Scaled", "Stalled", "Standing", "State", "Stored", "World", "begin", "step", "take_over",
 ]  # fmt: skip

@@ -92,6 +92,13 @@ class Finished:
 
 
 @dataclass(frozen=True)
+class Stalled:
+    """Every member waits for the others and nothing moves between them: a link is cut."""
+
+    generation: int
+
+
+@dataclass(frozen=True)
 class DeadlinePassed:
     """What was awaited (see ``Await``) has had its time."""
 
@@ -110,6 +117,7 @@ Event = (
     | Scaled
     | Stored
     | Finished
+    | Stalled
     | DeadlinePassed
 )
 
@@ -125,11 +133,15 @@ class Announce:
 
 @dataclass(frozen=True)
 class Halt:
-    """Tell the members to stop and report: at once, or at the first boundary that all of them can name."""
+    """Tell the members to stop and report: at once, or at the first boundary that all of them can name.
+
+    ``probe``: each is to try first which of the others it can reach.
+    """
 
     generation: int
     members: tuple[str, ...]
     at_boundary: bool
+    probe: bool = False
 
 
 @dataclass(frozen=True)

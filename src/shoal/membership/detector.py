@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 
@@ -36,6 +37,11 @@ class Detector:
 
     def forget(self, worker: str) -> None:
         self._seen.pop(worker, None)
+
+    def stalled(self, members: Collection[str], patience_s: float, now_s: float) -> bool:
+        """Whether all of these members have been waiting for each other for longer than ``patience_s``."""
+        waits = [self._seen[m] for m in members if m in self._seen and self._seen[m].phase == "wait"]
+        return len(waits) == len(members) > 1 and all(now_s - seen.phase_since_s > patience_s for seen in waits)
 
     def late(self, now_s: float) -> dict[str, str]:
         """The workers to give up, each with the reason."""

@@ -33,6 +33,7 @@ from shoal.membership.changes import (
     Redeal,
     Reported,
     Scaled,
+    Stalled,
     Stored,
 )
 from shoal.membership.choice import choose_base, drop_unreachable
@@ -127,6 +128,9 @@ def step(state: State, event: Event) -> Result:
             return _end_if_done(replace(state, stored=max(state.stored, event.standing)))
         case Finished():
             return _finished(state, event)
+        case Stalled():
+            in_force = state.phase is Phase.RUNNING and event.generation == state.generation
+            return _halt(state, at_boundary=False, probe=True) if in_force else (state, [])
         case DeadlinePassed():
             return _deadline_passed(state, event)
 
@@ -215,12 +219,12 @@ def _forget(state: State, worker: str) -> State:
     )
 
 
-def _halt(state: State, *, at_boundary: bool) -> Result:
+def _halt(state: State, *, at_boundary: bool, probe: bool = False) -> Result:
     """Tell those who still run; members already in the pool have stopped."""
     awaited = frozenset(state.members) - frozenset(state.pool)
     state = replace(state, phase=Phase.HALTING, awaited=awaited, deal_in_flight=False, deal_wanted=False)
     wait = Await(Phase.HALTING, state.generation)
-    out: list[Action] = [Halt(state.generation, tuple(sorted(awaited)), at_boundary), wait] if awaited else []
+    out: list[Action] = [Halt(state.generation, tuple(sorted(awaited)), at_boundary, probe), wait] if awaited else []
     state, actions = _form_if_all_reported(state)
     return state, out + actions
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from shoal.clock import Clock, SystemClock
@@ -20,9 +19,10 @@ from shoal.membership import NOTHING, Standing
 
 _BEAT_S = 0.1
 _HELLO_AGAIN_S = 2.0
-_PROBE_S = 1.0
+_PROBE_S = 0.5
+_SUSPICIOUS_WAIT_S = 1.0
 
-Order = msg.Pause | msg.Deal
+Order = msg.Pause | msg.Deal | msg.Conclude
 Summons = msg.Enter | msg.Dismissed | msg.Ended
 
 
@@ -34,21 +34,22 @@ class Progress:
     stable_step: int = -1
     phase: str = "start"
     since_s: float = 0.0
-    figures: dict[str, float] | None = None
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 class Agent:
     """Speaks for a worker. The loop calls its methods; the thread answers the coordinator.
 
-    ``next_summons`` is what the loop waits for between generations; ``order`` what it looks at during one.
+    The loop either rests (it waits in ``next_summons``, and the agent tells what it holds to whoever asks) or takes part
+    in a generation, in which it looks at ``order`` once a step.
     """
 
-    def __init__(self, address: str, key: JobKey, name: str, identity: msg.Identity) -> None:
+    def __init__(self, address: str, key: JobKey, name: str, identity: msg.Identity, meet_s: float) -> None:
         self.name = name
         self.order: Order | None = None
-        self.ended = False
         self._clock: Clock = SystemClock()
         self._identity = identity
+        self._meet_s = meet_s
         self._progress = Progress()
         self._link: Link[Any] = Link(address, key, name, msg.ToWorker)  # type: ignore[arg-type]
         self._waker = self._link.waker()
@@ -56,12 +57,14 @@ class Agent:
         self._summons: queue.SimpleQueue[Summons] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._generation = 0
-        self._halted = True
-        self._asked_to_report: int = 0
-        self._report: msg.Report | None = None
+        self._rests = True
+        self._standing = NOTHING
+        self._stopped_generation = 0
+        self._asked_generation = 0
         self._group: Group | None = None
+        self._bytes_seen: tuple[int, int] | None = None
         self._meeting: Meeting | None = None
-        self._peers: Mapping[str, str] = {}
+        self._peers: dict[str, str] = {}
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="shoal-agent", daemon=True)
 
@@ -79,35 +82,44 @@ class Agent:
 
     def note(self, kind: str, **fields: Any) -> None:
         """An event for the run's log."""
-        self.send(msg.Note(event={"kind": kind, **fields}))
+        self.send(msg.Note(event={"at_s": self._clock.wall_s(), "kind": kind, **fields}))
 
     def next_summons(self) -> Summons:
         """Wait for the next generation, or the end."""
         return self._summons.get()
 
     def enter(self, enter: msg.Enter) -> Meeting:
-        """The loop takes its place in this generation; where its members meet."""
+        """Where the members of this generation meet. ``order`` is this generation's from now on."""
         with self._lock:
-            assert self._meeting is not None and self._meeting.generation == enter.world.generation
-            self._halted = False
+            assert self._meeting is not None
             return self._meeting
 
     def watch_over(self, group: Group) -> None:
-        """Abort ``group`` when this generation is halted, at once if it has been."""
+        """Abort ``group`` when its generation is halted, at once if it has been."""
         with self._lock:
             self._group = group
-            if self._asked_to_report >= group.seat.generation or self._generation > group.seat.generation:
+            if self._stopped_generation >= group.seat.generation or self._generation > group.seat.generation:
                 group.abort()
 
+    def rest(self, generation: int, standing: Standing) -> None:
+        """The loop is about to wait for a summons, and holds this. A pause that came too late to be heeded is answered."""
+        pause = self._settle(generation, standing)
+        if isinstance(pause, msg.Pause):
+            self.send(msg.Report(generation=pause.generation, standing=standing, reason="asked while coming to rest"))
+
     def report(self, generation: int, standing: Standing, cut: frozenset[str], reason: str) -> None:
-        """The loop has stopped; tell what it holds."""
+        """The loop has stopped and rests; tell the coordinator so."""
+        self._settle(generation, standing)
+        number = max(generation, self._asked_generation)
+        self.send(msg.Report(generation=number, standing=standing, unreachable=sorted(cut), reason=reason))
+
+    def _settle(self, generation: int, standing: Standing) -> Order | None:
         with self._lock:
-            number = max(generation, self._asked_to_report)
-            self._report = msg.Report(
-                generation=number, standing=standing, unreachable=sorted(cut), reason=reason
-            )
-            self._halted, self._group, self.order = True, None, None
-        self.send(self._report)
+            if self._generation != generation:
+                return None
+            order = self.order
+            self._rests, self._standing, self._group, self.order = True, standing, None, None
+            return order
 
     def at(self, phase: str, step: int | None = None, stable_step: int | None = None, **figures: float) -> None:
         """What the loop does from now on, for heartbeats."""
@@ -150,6 +162,8 @@ class Agent:
 
     def _beat(self, now_s: float) -> None:
         at = self._progress
+        if at.phase == "wait" and now_s - at.since_s > _SUSPICIOUS_WAIT_S:
+            self._look_for_progress(now_s)
         self._link.send(
             msg.Beat(
                 generation=self._generation,
@@ -157,9 +171,17 @@ class Agent:
                 stable_step=at.stable_step,
                 phase=at.phase,
                 phase_s=now_s - at.since_s,
-                figures=at.figures or {},
+                figures=at.figures,
             )
         )
+
+    def _look_for_progress(self, now_s: float) -> None:
+        """A long wait in which bytes still move is a slow link, not a cut one: count it from now."""
+        with self._lock:
+            moved = self._group.wire_bytes() if self._group is not None else None
+        if moved is not None and moved != self._bytes_seen:
+            self._bytes_seen = moved
+            self._progress.since_s = now_s
 
     def _handle(self, message: Any) -> None:
         match message:
@@ -174,11 +196,10 @@ class Agent:
                     self._meeting.deliver(message.key, message.value)
             case msg.Pause():
                 self._pause(message)
-            case msg.Deal():
+            case msg.Deal() | msg.Conclude():
                 if message.generation == self._generation:
                     self.order = message
             case msg.Dismissed() | msg.Ended():
-                self.ended = True
                 self._summons.put(message)
                 with self._lock:
                     self._stop_group()
@@ -189,50 +210,43 @@ class Agent:
             self._link.send(msg.Hello(identity=self._identity))
             return
         with self._lock:
-            standing = self._report.standing if self._halted and self._report else Standing(self._progress.step)
-            halted = self._halted and self._report is not None
-        self._link.send(
-            msg.Attach(identity=self._identity, generation=self._generation, standing=standing, halted=halted)
-        )
+            rests, generation = self._rests, self._generation
+            standing = self._standing if rests else Standing(self._progress.step)
+        self._link.send(msg.Attach(identity=self._identity, generation=generation, standing=standing, halted=rests))
 
     def _summon(self, enter: msg.Enter) -> None:
         generation = enter.world.generation
         if generation <= self._generation:
             return
-        publish: Callable[[str, bytes], None] = lambda key, value: self.send(  # noqa: E731
-            msg.Meet(generation=generation, key=key, value=value)
-        )
+
+        def publish(key: str, value: bytes) -> None:
+            self.send(msg.Meet(generation=generation, key=key, value=value))
+
         with self._lock:
             self._stop_group()
-            self._generation, self.order = generation, None
-            self._meeting = Meeting(generation, publish, timeout_s=_MEET_S)
+            self._generation, self._rests, self.order = generation, False, None
+            self._meeting = Meeting(generation, publish, timeout_s=self._meet_s)
         self._summons.put(enter)
 
     def _pause(self, pause: msg.Pause) -> None:
         if pause.generation < self._generation:
             return
+        answer = None
         with self._lock:
-            if self._halted and self._report is not None and self._summons.empty():
-                again = msg.Report(generation=pause.generation, standing=self._report.standing, reason="asked again")
+            self._asked_generation = pause.generation
+            if self._rests:
+                answer = msg.Report(generation=pause.generation, standing=self._standing, reason="asked while at rest")
             else:
-                again = None
-                if pause.at_boundary and pause.generation == self._generation:
-                    self.order = pause
-                else:
-                    self._asked_to_report = pause.generation
-                    self.order = pause
+                self.order = pause
+                if not pause.at_boundary or pause.generation > self._generation:
                     self._stop_group()
-        if again is not None:
-            self._link.send(again)
+        if answer is not None:
+            self._link.send(answer)
 
     def _stop_group(self) -> None:
         """Called under the lock."""
+        self._stopped_generation = self._generation
         if self._meeting is not None:
             self._meeting.cancel()
         if self._group is not None:
             self._group.abort()
-
-
-_MEET_S = 10.0
-
-__all__ = ["NOTHING", "Agent", "Order", "Summons"]

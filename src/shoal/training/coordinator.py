@@ -54,6 +54,7 @@ class Coordinator:
         self._drivers: set[str] = set()
         self._expelled: set[str] = set()
         self._deadline: tuple[float, str, int] | None = None
+        self._stop_by_s: float | None = None
         self._done_figures: dict[str, Any] = {}
         self._outcome: msg.Ended | None = None
         self.name = f"{clock.wall_s():.3f}"
@@ -77,7 +78,7 @@ class Coordinator:
                 self._detector.disconnected(worker, now_s)
             for worker, reason in self._detector.late(now_s).items():
                 self._lose(worker, reason)
-            self._check_deadline(now_s)
+            self._check_deadlines(now_s)
         return self._outcome
 
     def note(self, kind: str, **fields: Any) -> None:
@@ -160,6 +161,11 @@ class Coordinator:
                 self._apply(m.Stored(message.standing))
             case msg.Done():
                 self._done_figures = message.figures or self._done_figures
+                if message.stored:
+                    self._apply(m.Stored(message.standing))
+                if message.stored and self._stop_by_s is not None:
+                    reason = f"it was asked to stop; step {message.standing.step} is stored"
+                    self._end(msg.Ended(outcome="stopped", reason=reason))
                 self._apply(m.Finished(worker, message.generation, message.standing))
             case msg.Meet():
                 for member in self._state.members:
@@ -188,9 +194,19 @@ class Coordinator:
                 self._listener.send(peer, msg.Answer(ok=ok, reason=reason))
             case msg.Stop():
                 self._listener.send(peer, msg.Answer(ok=True))
-                self._end(msg.Ended(outcome="stopped", reason=message.reason))
+                self._stop(message.reason)
             case msg.Ask():
-                self._listener.send(peer, msg.Answer(ok=True, status=self.status()))
+                self._listener.send(peer, msg.Answer(ok=True, status=self.status(), record=self._record))
+
+    def _stop(self, reason: str) -> None:
+        """Let the members store where they stand; with none, end at once."""
+        if self._stop_by_s is not None:
+            return
+        self.note("stop_asked", reason=reason)
+        self._stop_by_s = self._clock.monotonic_s() + self._patience["stuck_s"]
+        if not self._state.members:
+            self._end(msg.Ended(outcome="stopped", reason=reason))
+        self._send(self._state.members, msg.Conclude(generation=self._state.generation))
 
     # Deciding and doing
 
@@ -200,7 +216,15 @@ class Coordinator:
             self.note("lost", worker=worker, reason=reason)
             self._apply(m.Lost(worker, reason))
 
-    def _check_deadline(self, now_s: float) -> None:
+    def _check_deadlines(self, now_s: float) -> None:
+        members = self._state.members
+        if self._detector.stalled(members, self._patience["collective_s"], now_s):
+            self.note("stalled", generation=self._state.generation)
+            for member in members:
+                self._detector.heard(member, now_s, "halt")
+            self._apply(m.Stalled(self._state.generation))
+        if self._stop_by_s is not None and now_s > self._stop_by_s:
+            self._end(msg.Ended(outcome="stopped", reason="it was asked to stop, and no version was stored in time"))
         if self._deadline is not None and now_s > self._deadline[0]:
             _, phase, generation = self._deadline
             self._deadline = None
@@ -217,7 +241,10 @@ class Coordinator:
                     self._announce(action.world)
                 case m.Halt():
                     self.note("halt", generation=action.generation, at_boundary=action.at_boundary)
-                    self._send(action.members, msg.Pause(generation=action.generation, at_boundary=action.at_boundary))
+                    pause = msg.Pause(
+                        generation=action.generation, at_boundary=action.at_boundary, probe=action.probe
+                    )
+                    self._send(action.members, pause)
                 case m.Redeal():
                     deal = msg.Deal(generation=action.generation, number=action.number, lanes=action.lanes)
                     self.note("deal", generation=action.generation, lanes=_counts(action.lanes))
@@ -245,6 +272,8 @@ class Coordinator:
         )  # fmt: skip
         addresses = {w: self._identities[w].transfer_address for w in world.members}
         self._send(world.members, msg.Enter(world=world, addresses=addresses))
+        if self._stop_by_s is not None:
+            self._send(world.members, msg.Conclude(generation=world.generation))
 
     def _dismiss(self, action: m.Dismiss) -> None:
         self.note("dismissed", worker=action.worker, reason=action.reason, expelled=action.expelled)

@@ -1,0 +1,38 @@
+"""What a launcher is to the driver: something that starts and ends workers and says which have ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Gone:
+    """A worker's process has ended. ``clean``: with exit code 0."""
+
+    name: str
+    reason: str
+    clean: bool
+
+
+class Fleet(Protocol):
+    """Workers' processes, wherever they run."""
+
+    host: str
+    """The address that the coordinator is to listen on, for these workers to reach it."""
+
+    def start(self, name: str, address: str) -> None:
+        """Begin to start a worker, which is to call the coordinator at ``address``; returns at once."""
+        ...
+
+    def kill(self, name: str) -> None:
+        """End a worker that is frozen or cut off; one that is gone already is passed over."""
+        ...
+
+    def gone(self) -> list[Gone]:
+        """Who has ended since the last call; does not wait."""
+        ...
+
+    def close(self) -> None:
+        """End everything that is left."""
+        ...

@@ -1,0 +1,205 @@
+"""A process that has the job loaded and forks a worker from itself whenever one is wanted: in milliseconds, not seconds.
+
+It has one thread and makes no use of torch, so that a fork of it is sound. It speaks JSON lines: ``{"start": {...}}`` and
+``{"kill": name}`` in, ``{"ready": {...}}``, ``{"refused": {...}}`` and ``{"exited": name, "reason": text}`` out. Its workers
+end when it does, and it ends when its input does.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+
+from shoal.errors import ShoalError
+
+
+class Start(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker to fork. ``log``: where its output goes; ``num_threads``: torch's, unless the job says."""
+
+    name: str
+    address: str
+    key_path: str
+    store: str
+    job_hash: str
+    host: str
+    log: str
+    num_threads: int
+
+
+class Command(msgspec.Struct, frozen=True, omit_defaults=True):
+    start: Start | None = None
+    kill: str | None = None
+
+
+@dataclass
+class _Lines:
+    """Whole lines from a descriptor that may give parts of them."""
+
+    fd: int
+    rest: bytes = b""
+
+    def read(self) -> list[bytes] | None:
+        """The lines that are here, or None at the end."""
+        data = os.read(self.fd, 1 << 16)
+        if not data:
+            return None
+        *lines, self.rest = (self.rest + data).split(b"\n")
+        return lines
+
+
+class Nursery:
+    """The loop. ``load`` gives the job and what is to be said of it; it runs once, before any fork."""
+
+    def __init__(self, commands: int, answers: int, load: Callable[[], tuple[Any, dict[str, Any]]]) -> None:
+        self._lines = _Lines(commands)
+        self._answers = answers
+        self._load = load
+        self._children: dict[int, str] = {}
+        self._job: Any = None
+        self._lifeline, self._lifeline_end = os.pipe()
+        self._woken, self._waker = os.pipe()
+        os.set_blocking(self._woken, False)
+        os.set_blocking(self._waker, False)
+
+    def serve(self) -> None:
+        """Until the commands end."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._waker)
+        try:
+            self._job, about = self._load()
+        except ShoalError as error:
+            self._say({"refused": {"message": str(error), "exit_code": error.exit_code}})
+            return
+        self._say({"ready": about})
+        while self._serve_once():
+            pass
+        for pid in self._children:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        while self._children:
+            self._reap(0)
+
+    def _serve_once(self) -> bool:
+        ready, _, _ = select.select([self._lines.fd, self._woken], [], [])
+        if self._woken in ready:
+            with suppress(BlockingIOError):
+                os.read(self._woken, 1 << 12)
+            self._reap(os.WNOHANG)
+        if self._lines.fd in ready:
+            lines = self._lines.read()
+            if lines is None:
+                return False
+            for line in lines:
+                self._obey(msgspec.json.decode(line, type=Command))
+        return True
+
+    def _obey(self, command: Command) -> None:
+        if command.start is not None:
+            self._fork(command.start)
+        for pid, name in self._children.items():
+            if name == command.kill:
+                os.kill(pid, signal.SIGKILL)
+
+    def _fork(self, start: Start) -> None:
+        pid = os.fork()
+        if pid:
+            self._children[pid] = start.name
+            self._say({"started": start.name, "pid": pid})
+            return
+        code = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for fd in (self._lifeline_end, self._woken, self._waker, self._lines.fd, self._answers):
+                os.close(fd)
+            threading.Thread(target=_end_with, args=(self._lifeline,), daemon=True).start()
+            code = _be_worker(self._job, start)
+        finally:
+            with suppress(Exception):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(code)
+
+    def _reap(self, flags: int) -> None:
+        while self._children:
+            pid, status = os.waitpid(-1, flags)
+            if pid == 0:
+                return
+            name = self._children.pop(pid, None)
+            if name is not None:
+                code = os.waitstatus_to_exitcode(status)
+                reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+                self._say({"exited": name, "reason": reason, "code": code})
+
+    def _say(self, answer: dict[str, Any]) -> None:
+        with suppress(BrokenPipeError):
+            os.write(self._answers, msgspec.json.encode(answer) + b"\n")
+
+
+def _end_with(lifeline: int) -> NoReturn:
+    os.read(lifeline, 1)
+    os._exit(1)
+
+
+def _be_worker(job: Any, start: Start) -> int:
+    """In the fork: work, and say with the exit code how it ended."""
+    with open(start.log, "ab", buffering=0) as log, open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    sys.stdout = open(1, "w", buffering=1, closefd=False)
+    sys.stderr = open(2, "w", buffering=1, closefd=False)
+
+    import torch
+
+    from shoal.comm.keys import JobKey
+    from shoal.launch.working import work
+    from shoal.training.kit import Assignment
+
+    torch.set_num_threads(job.num_threads or start.num_threads)
+    assignment = Assignment(
+        name=start.name,
+        address=start.address,
+        key=JobKey.read(Path(start.key_path)),
+        store=start.store,
+        job_hash=start.job_hash,
+        host=start.host,
+    )
+    return work(job, assignment)
+
+
+def main() -> int:
+    """``python -m shoal.launch.nursery JOB_FILE [FIELD=VALUE ...]``"""
+    path, settings = Path(sys.argv[1]), sys.argv[2:]
+
+    def load() -> tuple[Any, dict[str, Any]]:
+        import torch
+
+        torch.set_num_threads(1)
+        from shoal.launch.rehearsal import about, prepared
+
+        job, job_hash = prepared(path, settings)
+        return job, about(job, job_hash, settings)
+
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    Nursery(0, answers, load).serve()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+
+

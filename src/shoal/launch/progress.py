@@ -1,0 +1,147 @@
+"""How a run goes, for people: a bar on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import time
+from typing import IO, Any, Protocol
+
+from shoal.events import Event
+
+_LINE_EVERY_S = 5.0
+
+
+class Progress(Protocol):
+    """Where the driver tells what it sees."""
+
+    def update(self, status: dict[str, Any]) -> None:
+        """The coordinator's status, a few times a second."""
+        ...
+
+    def event(self, event: Event) -> None:
+        """Something happened."""
+        ...
+
+    def say(self, text: str) -> None:
+        """A line of the driver's own."""
+        ...
+
+    def close(self) -> None:
+        """The run is over."""
+        ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    def update(self, status: dict[str, Any]) -> None:
+        return
+
+    def event(self, event: Event) -> None:
+        return
+
+    def say(self, text: str) -> None:
+        return
+
+    def close(self) -> None:
+        return
+
+
+class Lines:
+    """Plain lines: what happened, and every few seconds how far it is."""
+
+    def __init__(self, out: IO[str]) -> None:
+        self._out = out
+        self._told_at_s = 0.0
+        self._told_step = -1
+
+    def update(self, status: dict[str, Any]) -> None:
+        now_s = time.monotonic()
+        if now_s - self._told_at_s >= _LINE_EVERY_S and status["step"] != self._told_step:
+            self._told_at_s, self._told_step = now_s, status["step"]
+            self.say(summary(status))
+
+    def event(self, event: Event) -> None:
+        text = story(event)
+        if text:
+            self.say(text)
+
+    def say(self, text: str) -> None:
+        print(text, file=self._out, flush=True)
+
+    def close(self) -> None:
+        return
+
+
+class Bar:
+    """A bar with loss, samples a second, workers, generation and time left; what happened scrolls above it."""
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        columns = (BarColumn(30), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
+        self._bar = RichProgress(*columns, transient=False)
+        self._task = self._bar.add_task("starting", total=None)
+        self._bar.start()
+
+    def update(self, status: dict[str, Any]) -> None:
+        self._bar.update(
+            self._task, completed=status["step"], total=status["total_steps"], description=summary(status)
+        )
+
+    def event(self, event: Event) -> None:
+        text = story(event)
+        if text:
+            self.say(text)
+
+    def say(self, text: str) -> None:
+        self._bar.console.print(text, highlight=False, markup=False)
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+def progress_for(out: IO[str]) -> Progress:
+    """A bar if ``out`` is a terminal, else lines."""
+    return Bar() if out.isatty() else Lines(out)
+
+
+def summary(status: dict[str, Any]) -> str:
+    """A status in one line."""
+    workers = [w for w in status["workers"] if w["rank"] is not None]
+    at = max(workers, key=lambda w: w.get("step", -1), default={})
+    parts = [f"step {status['step']}/{status['total_steps']}"]
+    if "loss" in at:
+        parts += [f"loss {at['loss']:.4f}", f"{at['samples_per_s']:.0f} samples/s"]
+    parts += [f"{len(workers)} workers", f"generation {status['generation']}"]
+    return "  ".join(parts)
+
+
+def story(event: Event) -> str:
+    """An event as a sentence, for those that a person wants to read; else nothing."""
+    match event:
+        case {"kind": "generation"}:
+            origin = {"seed": "the seed", "store": "the store", "peers": "its survivors"}[event["origin"]]
+            healing = f"; {', '.join(event['healing'])} catching up" if event["healing"] else ""
+            members = ", ".join(event["members"])
+            return f"generation {event['generation']}: {members}, from step {event['base_step']} of {origin}{healing}"
+        case {"kind": "lost"}:
+            return f"lost {event['worker']}: {event['reason']}"
+        case {"kind": "healed"}:
+            return f"{event['worker']} has caught up at step {event['step']}"
+        case {"kind": "stored"}:
+            return f"version {event['step']} is stored"
+        case {"kind": "store_failed"}:
+            return f"version {event['step']} could not be stored, training goes on: {event['reason']}"
+        case {"kind": "evaluated"}:
+            return f"step {event['step']}: {figures_text(event['figures'])}"
+        case {"kind": "leave_asked" | "refused"}:
+            return f"{event['worker']} {event['kind'].replace('_', ' ')} {event.get('reason', '')}".rstrip()
+        case {"kind": "stalled"}:
+            return f"generation {event['generation']} stalled: nothing moves between its members"
+    return ""
+
+
+def figures_text(figures: dict[str, Any]) -> str:
+    """Metrics in one line."""
+    return "  ".join(f"{name} {value:.4f}" for name, value in figures.items() if isinstance(value, int | float))

@@ -1,0 +1,113 @@
+"""Before any worker starts: load the job, try its parts on two samples, and tell what it resolves to."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from shoal.errors import ConfigError, ShoalError
+from shoal.job import Job, describe, hash_job, load_job, override, parse_settings
+from shoal.lanes import Order
+from shoal.sources import Source
+from shoal.training.computing import loss_of
+from shoal.training.kit import plan_steps
+from shoal.training.replica import Replica
+
+_SAMPLES = 2
+
+
+def prepared(path: Path, settings: Sequence[str]) -> tuple[Job, str]:
+    """The file's job with the settings, and the digest of its code."""
+    job = load_job(path)
+    return override(job, parse_settings(settings)), hash_job(path)
+
+
+def about(job: Job, job_hash: str, settings: Sequence[str] = ()) -> dict[str, Any]:
+    """What a run's record holds of a job that has been rehearsed; ``ConfigError`` says what does not fit."""
+    _in_a_fork(lambda: rehearse(job))
+    return {
+        "job": describe(job, parse_settings(settings)),
+        "settings": list(settings),
+        "total_steps": plan_steps(job).total_steps,
+        "identity": {"shoal": version("shoal"), "torch": torch.__version__, "job_hash": job_hash},
+    }
+
+
+def rehearse(job: Job) -> None:
+    """Build the model and the optimizer, and compute loss and metrics of two samples."""
+    if job.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device 'cuda' was asked for and this machine has none; say device='cpu'")
+    replica = _tried("task.model or the optimizer", lambda: Replica(job))
+    batch = _first_samples(job, job.train, "train")
+    _tried(f"task.loss on {_SAMPLES} training samples", lambda: _loss(job, replica, batch))
+    if job.test is not None:
+        batch = _first_samples(job, job.test, "test")
+        replica.model.eval()
+        with torch.no_grad():
+            found = _tried(f"task.metrics on {_SAMPLES} test samples", lambda: job.task.metrics(replica.model, batch))
+        _tried("task.metrics", lambda: [metric.merge(metric) for metric in found.values()])
+
+
+def _loss(job: Job, replica: Replica, batch: Any) -> None:
+    with torch.enable_grad():
+        if not loss_of(job, replica.model, batch).requires_grad:
+            raise ConfigError("task.loss must depend on the model's parameters; it has no gradient")
+
+
+def _first_samples(job: Job, source: Source, name: str) -> Any:
+    sizes = source.block_sizes()
+    if sum(sizes) == 0:
+        raise ConfigError(f"the {name} source has no samples")
+    reader = source.open()
+    try:
+        order = Order(sizes, 1, seed=0, epoch=0)
+        return reader.gather(order.slice(0, 0, min(_SAMPLES, sum(sizes))))
+    finally:
+        reader.close()
+
+
+def _tried(what: str, call: Any) -> Any:
+    try:
+        return call()
+    except ShoalError:
+        raise
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
+        frame = frames[-1] if frames else frame
+        place = f"{frame.filename}:{frame.lineno}"
+        raise ConfigError(f"{what} failed at {place}: {type(error).__name__}: {error}") from error
+
+
+def _in_a_fork(check: Any) -> None:
+    """Run ``check`` in a fork, so that this process stays fit to fork; raise what it raised."""
+    ours, theirs = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        answer = {"message": "", "exit_code": 0}
+        try:
+            check()
+        except ShoalError as error:
+            answer = {"message": str(error), "exit_code": error.exit_code}
+        except BaseException as error:
+            answer = {"message": f"{type(error).__name__}: {error}", "exit_code": 1}
+        os.write(theirs, msgspec.json.encode(answer))
+        os._exit(0)
+    os.close(theirs)
+    with os.fdopen(ours, "rb") as pipe:
+        data = pipe.read()
+    os.waitpid(pid, 0)
+    if not data:
+        raise ConfigError("the job ended the process that tried it on two samples; look at its output above")
+    answer = msgspec.json.decode(data)
+    if answer["exit_code"]:
+        raise ConfigError(answer["message"]) if answer["exit_code"] == 2 else ShoalError(answer["message"])
+
+

@@ -1,0 +1,80 @@
+"""Writes versions to the run's store off the critical path, and progress to its log: one member of a generation does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from shoal.clock import Clock
+from shoal.errors import StoreFault
+from shoal.job import Job
+from shoal.membership import Standing
+from shoal.training.replica import Replica
+from shoal.versions import BackgroundWriter, Snapshot, Written
+
+_FINAL_TRIES = 3
+_FINAL_WAIT_S = 600.0
+
+
+class Scribe:
+    """Captures a version when one is due, and hands it to the writer once it is known to be stable."""
+
+    def __init__(self, job: Job, replica: Replica, writer: BackgroundWriter, clock: Clock) -> None:
+        self._job = job
+        self._replica = replica
+        self._writer = writer
+        self._clock = clock
+        self._pending: Snapshot | None = None
+        self._stored_at_s = clock.monotonic_s()
+        self._stored_step = replica.step
+
+    def at_boundary(self, cursors: Callable[[], list[int]]) -> None:
+        """Between two steps: copy what the replica holds if a version is due."""
+        if self._pending is None and self._is_due():
+            self._capture(cursors())
+
+    def _is_due(self) -> bool:
+        storing, step = self._job.storing, self._replica.step
+        if step <= self._stored_step:
+            return False
+        if storing.every_steps is not None and step % storing.every_steps == 0:
+            return True
+        elapsed_s = self._clock.monotonic_s() - self._stored_at_s
+        return storing.every_s is not None and elapsed_s >= storing.every_s
+
+    def _capture(self, cursors: list[int]) -> None:
+        self._pending = self._replica.capture(cursors=cursors)
+        self._stored_at_s, self._stored_step = self._clock.monotonic_s(), self._replica.step
+
+    def stable(self, step: int) -> None:
+        """Every member holds version ``step``."""
+        if self._pending is not None and self._pending.step <= step:
+            self._writer.submit(self._pending)
+            self._pending = None
+
+    def news(self) -> list[Written]:
+        """What the writer has done since the last time."""
+        return self._writer.poll()
+
+    def store_now(self, cursors: list[int]) -> list[Written]:
+        """Store what the replica holds, which is stable, and wait for it. ``StoreFault`` if the store takes it not."""
+        self._capture(cursors)
+        snapshot, self._pending = self._pending, None
+        assert snapshot is not None
+        news: list[Written] = []
+        for _ in range(_FINAL_TRIES):
+            self._writer.submit(snapshot)
+            self._writer.drain(_FINAL_WAIT_S)
+            news += self._writer.poll()
+            if any(w.ok and w.step == snapshot.step for w in news):
+                return news
+        reason = next((w.reason for w in reversed(news) if not w.ok), "it did not answer")
+        raise StoreFault(f"the version of step {snapshot.step} could not be stored: {reason}", step=snapshot.step)
+
+
+def standing_of(written: Written) -> Standing:
+    return Standing(written.step, written.fingerprint)
+
+
+def describe(written: Written) -> dict[str, Any]:
+    return {"step": written.step, "reason": written.reason}

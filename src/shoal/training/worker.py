@@ -1,0 +1,141 @@
+"""A worker: builds its replica, joins the run, and takes part in one generation after another until it is told to end."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from functools import cached_property
+from importlib.metadata import version
+
+import torch
+
+from shoal.comm import messages as msg
+from shoal.comm.reach import unreachable
+from shoal.comm.transfer import Offerer
+from shoal.errors import Diverged, Fault, Halted, ShoalError
+from shoal.job import Job
+from shoal.training.agent import Agent
+from shoal.training.kit import Assignment, Kit, plan_steps
+from shoal.training.member import Member
+from shoal.training.replica import Replica
+from shoal.versions import BackgroundWriter, Versions
+from shoal.versions.store import Store
+
+_PROBE_S = 0.5
+
+
+def identity(assignment: Assignment, transfer_address: str) -> msg.Identity:
+    """What this process runs, and where it is found."""
+    return msg.Identity(
+        shoal=version("shoal"),
+        torch=torch.__version__,
+        job_hash=assignment.job_hash,
+        host=assignment.host,
+        pid=os.getpid(),
+        transfer_address=transfer_address,
+    )
+
+
+class Worker:
+    """A plain class; launchers run it in a process of its own. ``leave`` may be called from a signal handler."""
+
+    def __init__(self, job: Job, assignment: Assignment) -> None:
+        if job.num_threads is not None:
+            torch.set_num_threads(job.num_threads)
+        offerer = Offerer(assignment.host, assignment.key)
+        known = identity(assignment, offerer.address)
+        self._kit = Kit(
+            job=job,
+            assignment=assignment,
+            agent=Agent(assignment.address, assignment.key, assignment.name, known, job.patience.stuck_s),
+            offerer=offerer,
+            replica=Replica(job),
+            steps=plan_steps(job),
+            versions=Versions(Store(assignment.store), job.storing.keep_last, job.storing.keep_every_steps),
+        )
+
+    def leave(self) -> None:
+        """Hand the lanes back at the next boundary, and end."""
+        self._kit.agent.send(msg.Leave())
+
+    def run(self) -> msg.Ended | msg.Dismissed:
+        """Work until the run ends or this worker is dismissed."""
+        agent = self._kit.agent
+        agent.start()
+        previous: Member | None = None
+        try:
+            while True:
+                agent.at("rest")
+                summons = agent.next_summons()
+                if previous is not None and previous.group is not None:
+                    previous.group.close()
+                if not isinstance(summons, msg.Enter):
+                    return summons
+                previous = self._take_part(summons)
+        finally:
+            if "_writer" in self.__dict__:
+                self._writer.close()
+            agent.close()
+            self._kit.offerer.close()
+
+    @cached_property
+    def _writer(self) -> BackgroundWriter:
+        return BackgroundWriter(self._kit.versions)
+
+    def _take_part(self, enter: msg.Enter) -> Member | None:
+        kit, generation = self._kit, enter.world.generation
+        member = Member(kit, enter, lambda: self._writer)
+        try:
+            member.run()
+        except Diverged as error:
+            self._stop_diverged(member, generation, error)
+        except Fault as error:
+            self._close(member)
+            cut = self._who_is_cut(enter, error)
+            kit.agent.report(generation, kit.replica.standing(), cut, str(error))
+        except Exception as error:
+            self._close(member)
+            self._fail(member, error)
+        else:
+            if member.paused:
+                kit.agent.report(generation, kit.replica.standing(), frozenset(), "paused")
+            else:
+                kit.agent.rest(generation, kit.replica.standing())
+        return member
+
+    def _close(self, member: Member) -> None:
+        """At once, so that the others' collectives fail too and they need not wait to be told."""
+        if member.group is not None:
+            member.group.close()
+
+    def _who_is_cut(self, enter: msg.Enter, error: Fault) -> frozenset[str]:
+        order = self._kit.agent.order
+        if isinstance(error, Halted) and not (isinstance(order, msg.Pause) and order.probe):
+            return frozenset()
+        own = self._kit.assignment.name
+        return unreachable({w: a for w, a in enter.addresses.items() if w != own}, _PROBE_S)
+
+    def _stop_diverged(self, member: Member, generation: int, error: Diverged) -> None:
+        """Every member met this at the same step. Who caused it tells which lane; the leader stores what is good."""
+        member.store_last_good()
+        if member.spoilt:
+            lane = member.find_culprit()
+            where = f"worker {self._kit.assignment.name}" + (f", lane {lane}" if lane is not None else "")
+            self._kit.agent.send(msg.Failed(kind="Diverged", reason=f"{error} ({where})"))
+        self._kit.agent.rest(generation, self._kit.replica.standing())
+
+    def _fail(self, member: Member, error: Exception) -> None:
+        """The job's own code, its data or its store failed, and would fail on any worker."""
+        name = self._kit.assignment.name
+        self._kit.agent.note("failed", error="".join(traceback.format_exception(error)))
+        where = "" if isinstance(error, ShoalError) else f"{type(error).__name__} in {_place(error)}: "
+        reason = f"{where}{error} (worker {name}, step {member.step})"
+        self._kit.agent.send(msg.Failed(kind=type(error).__name__, reason=reason))
+
+
+def _place(error: Exception) -> str:
+    """The innermost line of the traceback that is not in a library."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "site-packages" not in f.filename and f"{os.sep}shoal{os.sep}" not in f.filename]
+    frame = (own or frames)[-1]
+    return f"{frame.filename}:{frame.lineno}"
