@@ -14,10 +14,11 @@ from shoal.errors import ConfigError
 from shoal.versions.store import Bytes
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+_DRAFT = "[0-9a-f]" * 32
 
 
 class LocalFiles:
-    """Blobs are files. Each is written beside its place, synced, then linked or renamed into it, and its folder synced."""
+    """Blobs are files: written beside their place, synced, linked or renamed into it, and the folder synced."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -41,10 +42,13 @@ class LocalFiles:
     def put(self, name: str, *parts: Bytes) -> None:
         path = self._root / name
         with _written(path, parts) as draft:
-            os.replace(draft, path)
+            try:
+                os.replace(draft, path)
+            except FileNotFoundError as error:
+                raise OSError(errno.EBUSY, "another process has written it meanwhile") from error
         _sync(path.parent)
-        for stale in path.parent.glob(f".{path.name}.*"):  # of processes that were killed while they wrote this name
-            stale.unlink(missing_ok=True)
+        for abandoned in path.parent.glob(f".{path.name}.{_DRAFT}"):  # by processes that were killed as they wrote it
+            abandoned.unlink(missing_ok=True)
 
     def read(self, name: str) -> Bytes:
         return (self._root / name).read_bytes()

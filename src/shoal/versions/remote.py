@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from shoal.errors import ConfigError
@@ -25,7 +25,7 @@ class S3Files:
 
     def __init__(self, root: str) -> None:
         try:
-            from s3fs import S3FileSystem  # type: ignore[import-untyped]
+            from s3fs import S3FileSystem
         except ImportError as error:
             raise ConfigError(
                 f"a store at s3://{root} needs s3fs, which is missing; pip install 'shoal[s3]'"
@@ -101,7 +101,7 @@ class MemoryFiles:
 
     def __init__(self, root: str) -> None:
         try:
-            from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]
+            from fsspec.implementations.memory import MemoryFileSystem
         except ImportError as error:
             raise ConfigError("a store in memory needs fsspec, which is missing; pip install 'shoal[s3]'") from error
         self._root = f"/{root.strip('/')}"
@@ -140,15 +140,13 @@ def _names(fs: Any, folder: str) -> list[str]:
 
 
 def _remove(fs: Any, path: str) -> None:
-    try:
+    with suppress(FileNotFoundError):
         fs.rm(path, recursive=True)
-    except FileNotFoundError:
-        pass
 
 
 @contextmanager
 def _as_os_errors() -> Iterator[None]:
-    """botocore's own errors (no credentials, no such host, a bad name) as ``OSError``, which s3fs makes of the others."""
+    """botocore's own errors, such as no credentials or no such host, as ``OSError``; s3fs makes it of the server's."""
     from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
 
     try:

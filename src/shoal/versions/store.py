@@ -94,8 +94,8 @@ class Store:
         except FileNotFoundError as error:
             raise Absent(f"cannot {verb} {where}: there is nothing of that name") from error
         except OSError as error:
-            reason = (error.strerror or str(error) or type(error).__name__).lower()
-            raise StoreFault(f"{reason}: cannot {verb} {where}") from error
+            reason = error.strerror or str(error) or type(error).__name__
+            raise StoreFault(f"{reason[0].lower()}{reason[1:]}: cannot {verb} {where}") from error
 
 
 def _files_at(url: str) -> Files:
