@@ -27,14 +27,21 @@ def evaluate(
     model: nn.Module,
     reader: Reader,
     lanes: Iterable[int],
-    gather: Callable[[bytes], list[bytes]],
+    gather: Callable[[bytes], list[bytes]] = lambda payload: [payload],
     check: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """The metrics of ``model`` on the job's test data, over all workers' lanes.
 
-    ``gather`` brings every worker's payload to each (one worker: ``lambda p: [p]``); ``check`` is called once a batch
-    and may raise to end it. The model's mode is as before afterwards.
+    ``gather`` brings every worker's payload to each; ``check`` is called once a batch and may raise to end it. The
+    model's mode is as before afterwards.
     """
+    return merged(gather(measure(job, model, reader, lanes, check)))
+
+
+def measure(
+    job: Job, model: nn.Module, reader: Reader, lanes: Iterable[int], check: Callable[[], None] = lambda: None
+) -> bytes:
+    """One worker's part: the metrics over these lanes of the test data, as a payload for ``merged``."""
     assert job.test is not None
     order = Order(job.test.block_sizes(), job.num_lanes, seed=0, epoch=0)
     own: dict[str, Metric] = {}
@@ -44,13 +51,17 @@ def evaluate(
         with torch.no_grad():
             for batch in _batches(order, reader, lanes, job.micro_batch or _ROWS):
                 check()
-                own = _merged(own, job.task.metrics(model, _on(job.device, batch)))
+                own = _add(own, job.task.metrics(model, _on(job.device, batch)))
     finally:
         model.train(was_training)
-    payloads = gather(msgspec.msgpack.encode({name: metric.to_state() for name, metric in own.items()}))
+    return msgspec.msgpack.encode({name: metric.to_state() for name, metric in own.items()})
+
+
+def merged(payloads: Iterable[bytes]) -> dict[str, Any]:
+    """Every worker's payload as one set of figures."""
     total: dict[str, Metric] = {}
     for payload in payloads:
-        total = _merged(total, {name: from_state(state) for name, state in msgspec.msgpack.decode(payload).items()})
+        total = _add(total, {name: from_state(state) for name, state in msgspec.msgpack.decode(payload).items()})
     return {name: metric.value() for name, metric in total.items()}
 
 
@@ -69,7 +80,7 @@ def _on(device: str, batch: Batch) -> Batch:
     return tuple(tensor.to(device) for tensor in batch)
 
 
-def _merged(one: dict[str, Metric], other: Mapping[str, Metric]) -> dict[str, Metric]:
+def _add(one: dict[str, Metric], other: Mapping[str, Metric]) -> dict[str, Metric]:
     if not isinstance(other, Mapping) or not all(isinstance(metric, Metric) for metric in other.values()):
         raise ConfigError('task.metrics must return metrics by name, such as {"accuracy": Accuracy.of(logits, labels)}')
     return {**one, **{name: one[name].merge(metric) if name in one else metric for name, metric in other.items()}}

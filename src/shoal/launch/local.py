@@ -24,6 +24,7 @@ class LocalFleet:
     def __init__(self, pid: int, commands: int, answers: int) -> None:
         self.host = "127.0.0.1"
         self._pid = pid
+        self._closed = False
         self._commands = commands
         self._lines = _Lines(answers)
         self._gone: list[Gone] = []
@@ -124,6 +125,9 @@ class LocalFleet:
         return gone
 
     def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
         for fd in (self._commands, self._lines.fd):
             os.close(fd)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from shoal.clock import SystemClock
@@ -12,7 +13,7 @@ from shoal.comm.transfer import fetch
 from shoal.errors import Bug, Diverged, Fault, ShoalError
 from shoal.evaluation import evaluate
 from shoal.lanes import Ledger
-from shoal.membership import Lanes, Origin
+from shoal.membership import Lanes, Origin, Standing
 from shoal.sources import Prefetch
 from shoal.training.agent import Order
 from shoal.training.computing import Ballot, Computer, find_bad_lane, part_of
@@ -20,7 +21,8 @@ from shoal.training.healing import Shadow
 from shoal.training.kit import Kit
 from shoal.training.replica import pack
 from shoal.training.rollcall import Call, Roll
-from shoal.training.scribe import Scribe, standing_of
+from shoal.training.scribe import Scribe
+from shoal.versions import BackgroundWriter, Failed, Saved
 
 _PAUSE_NUMBER = 1 << 20
 _CONCLUDE_NUMBER = 1 << 21
@@ -34,7 +36,7 @@ class Member:
     It raises ``Halted`` or another ``Fault`` when the generation fails: the replica then stands at a committed step.
     """
 
-    def __init__(self, kit: Kit, enter: msg.Enter, scribe_writer: Any) -> None:
+    def __init__(self, kit: Kit, enter: msg.Enter, writer: Callable[[], BackgroundWriter]) -> None:
         self.paused = False
         self.group: Group | None = None
         self._kit = kit
@@ -49,7 +51,7 @@ class Member:
         self._meeting = kit.agent.enter(enter)
         self._shadow: Shadow | None = None
         self._loader: Prefetch | None = None
-        self._writer = scribe_writer
+        self._writer = writer
         self._scribe: Scribe | None = None
         self._evaluated_step = -1
         self._step_began_s = time.monotonic()
@@ -217,9 +219,9 @@ class Member:
         for written in self._scribe.news():
             self._tell_written(written)
 
-    def _tell_written(self, written: Any) -> None:
-        if written.ok:
-            self._kit.agent.send(msg.Saved(standing=standing_of(written)))
+    def _tell_written(self, written: Saved | Failed) -> None:
+        if isinstance(written, Saved):
+            self._kit.agent.send(msg.Saved(standing=Standing(written.step, written.fingerprint)))
         else:
             self._kit.agent.note("store_failed", step=written.step, reason=written.reason)
 

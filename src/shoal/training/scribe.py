@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from shoal.clock import Clock
 from shoal.errors import StoreFault
 from shoal.job import Job
-from shoal.membership import Standing
 from shoal.training.replica import Replica
-from shoal.versions import BackgroundWriter, Snapshot, Written
+from shoal.versions import BackgroundWriter, Failed, Saved, Snapshot
 
 _FINAL_TRIES = 3
 _FINAL_WAIT_S = 600.0
@@ -52,29 +50,22 @@ class Scribe:
             self._writer.submit(self._pending)
             self._pending = None
 
-    def news(self) -> list[Written]:
+    def news(self) -> list[Saved | Failed]:
         """What the writer has done since the last time."""
         return self._writer.poll()
 
-    def store_now(self, cursors: list[int]) -> list[Written]:
+    def store_now(self, cursors: list[int]) -> list[Saved | Failed]:
         """Store what the replica holds, which is stable, and wait for it. ``StoreFault`` if the store takes it not."""
         self._capture(cursors)
         snapshot, self._pending = self._pending, None
         assert snapshot is not None
-        news: list[Written] = []
+        news: list[Saved | Failed] = []
         for _ in range(_FINAL_TRIES):
             self._writer.submit(snapshot)
             self._writer.drain(_FINAL_WAIT_S)
             news += self._writer.poll()
-            if any(w.ok and w.step == snapshot.step for w in news):
+            if any(isinstance(w, Saved) and w.step == snapshot.step for w in news):
                 return news
-        reason = next((w.reason for w in reversed(news) if not w.ok), "it did not answer")
+        reason = next((w.reason for w in reversed(news) if isinstance(w, Failed)), "it did not answer")
         raise StoreFault(f"the version of step {snapshot.step} could not be stored: {reason}", step=snapshot.step)
 
-
-def standing_of(written: Written) -> Standing:
-    return Standing(written.step, written.fingerprint)
-
-
-def describe(written: Written) -> dict[str, Any]:
-    return {"step": written.step, "reason": written.reason}

@@ -1,0 +1,59 @@
+"""Shoal: distributed machine learning from data to live predictions, on ordinary machines and networks.
+
+Importing it starts nothing, and loads torch and the rest only when a name that needs them is used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shoal.errors import Bug as Bug
+    from shoal.errors import ConfigError as ConfigError
+    from shoal.errors import Diverged as Diverged
+    from shoal.errors import Fault as Fault
+    from shoal.errors import ShoalError as ShoalError
+    from shoal.errors import StoreFault as StoreFault
+    from shoal.errors import VersionFault as VersionFault
+    from shoal.job import Job as Job
+    from shoal.job import Patience as Patience
+    from shoal.job import Predicts as Predicts
+    from shoal.job import Storing as Storing
+    from shoal.job import Task as Task
+    from shoal.job import TensorSpec as TensorSpec
+    from shoal.launch.run import Run as Run
+    from shoal.launch.run import Stopped as Stopped
+    from shoal.launch.run import TrainOptions as TrainOptions
+    from shoal.launch.run import resume as resume
+    from shoal.launch.run import train as train
+    from shoal.launch.using import evaluate as evaluate
+    from shoal.launch.using import load_model as load_model
+    from shoal.launch.using import predictor as predictor
+    from shoal.sources import Arrays as Arrays
+    from shoal.sources import Parquet as Parquet
+    from shoal.strategies import AllReduce as AllReduce
+
+_HOMES = {
+    "shoal.errors": (
+        "Bug", "ConfigError", "Diverged", "Fault", "ShoalError", "StoreFault", "VersionFault",
+    ),
+    "shoal.job": ("Job", "Patience", "Predicts", "Storing", "Task", "TensorSpec"),
+    "shoal.launch.run": ("Run", "Stopped", "TrainOptions", "resume", "train"),
+    "shoal.launch.using": ("evaluate", "load_model", "predictor"),
+    "shoal.sources": ("Arrays", "Parquet"),
+    "shoal.strategies": ("AllReduce",),
+}  # fmt: skip
+
+__all__ = [name for names in _HOMES.values() for name in names]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(home), name)
+    raise AttributeError(f"module 'shoal' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,149 @@
+"""Verbs that begin, watch and steer runs: train, status, runs, scale, stop, worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from shoal.comm import messages as msg
+from shoal.errors import ConfigError
+from shoal.events import read_events
+from shoal.launch import run as runs
+from shoal.launch.commanding import command
+from shoal.launch.progress import figures_text, story, summary
+
+as_json = click.option("--json", "json_", is_flag=True, help="Print one JSON value.")
+
+
+@click.command()
+@click.argument("job", type=click.Path(path_type=Path), required=False)
+@click.option("--workers", metavar="N|LOW..HIGH", help="How many, such as 4, or an elastic range.  [default: 1]")
+@click.option("--on", type=click.Choice(["local", "ray", "manual"]), default="local", show_default=True)
+@click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Replace any field of the job.")
+@click.option("--name", help="The run's name; its folder is made in $SHOAL_RUNS, else in ./runs.")
+@click.option("--store", metavar="URL", help="Where versions go, such as s3://bucket/run.  [default: the run's folder]")
+@click.option("--listen", metavar="HOST:PORT", help="Where the coordinator listens.  [default: loopback, a free port]")
+@click.option("--resume", metavar="RUN", help="Go on with this run from its newest stored version.")
+@click.option("--from-step", type=int, help="With --resume: from this version, when newer ones are damaged.")
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+@as_json
+def train(job: Path | None, resume: str | None, json_: bool, **given: Any) -> None:
+    """Train the job of a Python file, or go on with a run."""
+    options = runs.TrainOptions(store=given["store"], listen=given["listen"], quiet=given["quiet"])
+    if resume is not None:
+        if job is not None:
+            raise click.UsageError("--resume takes the job from the run; leave the job file out")
+        ended = runs.resume(
+            resume,
+            workers=given["workers"],
+            settings=given["settings"],
+            from_step=given["from_step"],
+            options=options,
+        )
+    elif job is None:
+        raise click.UsageError("a job file is needed, such as: shoal train job.py --workers 2")
+    else:
+        ended = runs.train(
+            job,
+            workers=given["workers"] or 1,
+            on=given["on"],
+            name=given["name"],
+            settings=given["settings"],
+            options=options,
+        )
+    if json_:
+        click.echo(json.dumps({"run": ended.name, "outcome": ended.outcome, "figures": ended.figures}))
+    else:
+        click.echo(f"{ended.name} {ended.outcome}: {figures_text(ended.figures)}".rstrip(": "))
+
+
+@click.command()
+@click.argument("run", default="latest")
+@click.option("--events", is_flag=True, help="What has happened, a line an event.")
+@as_json
+def status(run: str, events: bool, json_: bool) -> None:
+    """How a run stands."""
+    folder = runs.find_run(run)
+    if events:
+        for event in read_events(folder.events_path)[0]:
+            if json_:
+                click.echo(json.dumps(event))
+            elif story(event):
+                click.echo(f"{time.strftime('%H:%M:%S', time.localtime(event['at_s']))} {story(event)}")
+        return
+    if runs.is_under_way(folder):
+        now = command(folder, msg.Ask()).status
+        click.echo(json.dumps({"run": folder.name, **now}) if json_ else f"{folder.name}  {summary(now)}")
+        for worker in [] if json_ else now["workers"]:
+            click.echo(f"  {worker['name']:6} {worker['host']}:{worker['pid']:<8} lanes {worker['lanes']}")
+        return
+    found = runs.finished_run(folder)
+    if json_:
+        click.echo(json.dumps(_row(found)))
+    else:
+        click.echo(f"{found.name}  {found.outcome or 'cut off'}  {found.reason}  {figures_text(found.figures)}")
+
+
+@click.command("runs")
+@as_json
+def list_(json_: bool) -> None:
+    """The runs that there are, newest first."""
+    found = runs.list_runs()
+    if json_:
+        click.echo(json.dumps([_row(run) for run in found]))
+        return
+    for run in found:
+        click.echo(f"{run.name:40} {_outcome(run):10} {figures_text(run.figures)}")
+
+
+def _row(run: runs.Run) -> dict[str, Any]:
+    return {"run": run.name, "outcome": _outcome(run), "reason": run.reason, "figures": run.figures, "path": str(run.path)}
+
+
+def _outcome(run: runs.Run) -> str:
+    return run.outcome or ("running" if runs.is_under_way(runs.find_run(run.path)) else "cut off")
+
+
+@click.command()
+@click.argument("run")
+@click.argument("workers", type=int)
+def scale(run: str, workers: int) -> None:
+    """Go on with this many workers, from the next step on."""
+    if workers < 1:
+        raise ConfigError(f"a run needs at least 1 worker, not {workers}; `shoal stop` ends it")
+    command(runs.find_run(run), msg.Scale(target=workers))
+    click.echo(f"{run}: {workers} workers from the next step on")
+
+
+@click.command()
+@click.argument("run")
+def stop(run: str) -> None:
+    """Store the newest step and end the run."""
+    folder = runs.find_run(run)
+    command(folder, msg.Stop(reason="it was asked to stop"))
+    while runs.is_under_way(folder):
+        time.sleep(0.05)
+    click.echo(f"{folder.name} {runs.finished_run(folder).reason}")
+
+
+@click.command()
+@click.argument("job", type=click.Path(path_type=Path))
+@click.option("--join", "address", required=True, metavar="HOST:PORT", help="Where the run's coordinator listens.")
+@click.option("--key", "key_path", type=click.Path(path_type=Path), required=True, help="A copy of the run's key file.")
+@click.option("--name", help="A name that no other worker of the run has had.  [default: host and process]")
+@click.option("--host", help="The address that the other workers reach this one at.")
+def worker(job: Path, address: str, key_path: Path, name: str | None, host: str | None) -> None:
+    """Be a worker of a run that was started elsewhere."""
+    from shoal.launch.manual import join
+
+    own = name or f"{socket.gethostname()}-{os.getpid()}"
+    click.get_current_context().exit(join(job, address, key_path, own, host))
+
+
+ALL = (train, status, list_, scale, stop, worker)
