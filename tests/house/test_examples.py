@@ -1,0 +1,56 @@
+"""Each example is what README says it is: a job that loads, computes and measures."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from shoal.job import Job, load_job
+from shoal.lanes import Order
+from tests.house.reading import ROOT
+
+EXAMPLES = sorted(path for path in (ROOT / "examples").glob("[0-9][0-9]_*.py") if path.name != "00_demo.py")
+
+
+@pytest.fixture(params=EXAMPLES, ids=lambda path: path.stem)
+def job(request: pytest.FixtureRequest) -> Job:
+    path: Path = request.param
+    return load_job(path)
+
+
+def test_there_are_examples() -> None:
+    assert EXAMPLES
+
+
+def test_a_job_of_the_examples_computes_on_its_own_data(job: Job) -> None:
+    torch.manual_seed(job.seed)
+    model = job.task.model()
+    reader = job.train.open()
+    order = Order(job.train.block_sizes(), job.num_lanes, seed=job.seed, epoch=0)
+    try:
+        batch = reader.gather(order.slice(0, 0, min(4, order.lane_size(0))))
+    finally:
+        reader.close()
+    loss = job.task.loss(model, batch)
+    loss.backward()
+    assert loss.ndim == 0
+    assert math.isfinite(loss.item())
+    assert any(parameter.grad is not None for parameter in model.parameters())
+    with torch.no_grad():
+        figures = {name: metric.value() for name, metric in job.task.metrics(model, batch).items()}
+    assert figures
+    assert all(np.isfinite(value) for value in figures.values() if isinstance(value, float))
+
+
+def test_a_job_of_the_examples_can_be_measured(job: Job) -> None:
+    assert job.test is not None
+    assert sum(job.test.block_sizes()) > 0
+
+
+def test_the_examples_are_numbered_without_a_gap() -> None:
+    numbers = [int(path.name[:2]) for path in EXAMPLES]
+    assert numbers == list(range(1, len(EXAMPLES) + 1))
