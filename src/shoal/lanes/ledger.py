@@ -1,0 +1,50 @@
+"""An account of samples that can be added up in any order and compared: how many, and which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from shoal.lanes.hashing import Indices, mix
+from shoal.lanes.steps import Span
+
+_WORD = 1 << 64
+_LANE = np.uint64(0xD6E8FEB86659FD93)
+_EPOCH = 0xA0761D6478BD642F
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """``count`` samples whose hashes of (epoch, lane, position) sum to ``checksum`` modulo 2^64.
+
+    Two ledgers that agree tell of the same samples, each as often, but for a chance of about 2^-64.
+    """
+
+    count: int = 0
+    checksum: int = 0
+
+    def __add__(self, other: Ledger) -> Ledger:
+        return Ledger(self.count + other.count, (self.checksum + other.checksum) % _WORD)
+
+    @staticmethod
+    def of(epoch: int, lane: int, start: int, stop: int) -> Ledger:
+        """The samples from ``start`` up to ``stop`` of a lane in an epoch."""
+        return _account(epoch, np.full(stop - start, lane, np.int64), np.arange(start, stop, dtype=np.int64))
+
+    @staticmethod
+    def expected(span: Span, lanes: Iterable[int] | None = None) -> Ledger:
+        """What a step must come to, over all lanes or over these."""
+        chosen = np.arange(len(span.starts)) if lanes is None else np.asarray(list(lanes), np.int64)
+        starts, counts = span.starts[chosen], (span.stops - span.starts)[chosen]
+        owners = np.repeat(chosen, counts)
+        offsets = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return _account(span.epoch, owners, np.repeat(starts, counts) + offsets)
+
+
+def _account(epoch: int, lanes: Indices, positions: Indices) -> Ledger:
+    with np.errstate(over="ignore"):
+        of_lane = mix(lanes.astype(np.uint64) * _LANE ^ np.uint64(epoch * _EPOCH % _WORD))
+        hashes = mix(of_lane ^ positions.astype(np.uint64))
+        return Ledger(len(positions), int(hashes.sum(dtype=np.uint64)))
