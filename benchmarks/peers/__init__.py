@@ -1,0 +1,1 @@
+"""What others take to recover from the same kill, each in an environment of its own."""

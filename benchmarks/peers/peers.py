@@ -1,0 +1,110 @@
+"""Each peer as a value: what it is, how it is started, and what was set so that it recovers as fast as it can."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import REPOSITORY
+from benchmarks.peers.processes import Command
+from benchmarks.workload import Workload
+
+NUM_WORKERS = 3
+LIGHTHOUSE = {"heartbeat_timeout_ms": 500, "quorum_tick_ms": 20, "join_timeout_ms": 10_000, "min_replicas": 2}
+PLAIN = {
+    "PYTHONPATH": str(REPOSITORY),
+    "PYTHONUNBUFFERED": "1",
+    "OMP_NUM_THREADS": "1",
+    "GLOO_SOCKET_IFNAME": "lo",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """``commands(python, folder, workload)`` start one epoch of training; ``package`` is what its version is of."""
+
+    name: str
+    package: str
+    commands: Callable[[Path, Path, Workload], list[Command]]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+
+def _arguments(workload: Workload) -> str:
+    return json.dumps(asdict(workload))
+
+
+def _torchrun(python: Path, folder: Path, workload: Workload) -> list[Command]:
+    options = [
+        "--nnodes=1",
+        f"--nproc-per-node={NUM_WORKERS}",
+        "--rdzv-backend=c10d",
+        "--rdzv-endpoint=127.0.0.1:0",
+        "--max-restarts=3",
+        "--monitor-interval=0.02",
+    ]
+    script = ["-m", "benchmarks.peers.with_torchrun", str(folder), _arguments(workload)]
+    return [Command(arguments=[str(python), "-m", "torch.distributed.run", *options, *script], environment=PLAIN)]
+
+
+def _ray_train(python: Path, folder: Path, workload: Workload) -> list[Command]:
+    script = ["-m", "benchmarks.peers.with_ray_train", str(NUM_WORKERS), str(folder), _arguments(workload)]
+    environment = {**PLAIN, "RAY_AUTH_MODE": "disabled", "RAY_TRAIN_V2_ENABLED": "1", **RAY_TRAIN_INTERVALS}
+    return [Command(arguments=[str(python), *script], environment=environment)]
+
+
+def _torchft(python: Path, folder: Path, workload: Workload) -> list[Command]:
+    address = f"127.0.0.1:{_free_port()}"
+    options = [f"--{name}={value}" for name, value in LIGHTHOUSE.items()]
+    lighthouse = Command(arguments=[str(python.parent / "torchft_lighthouse"), f"--bind={address}", *options])
+    environment = {**PLAIN, "TORCHFT_LIGHTHOUSE": f"http://{address}"}
+    script = [str(python), "-m", "benchmarks.peers.with_torchft"]
+    workers = [
+        Command(
+            arguments=[*script, str(rank), str(NUM_WORKERS), str(folder), _arguments(workload)],
+            environment=environment,
+            revived=True,
+        )
+        for rank in range(NUM_WORKERS)
+    ]
+    return [lighthouse, *workers]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+RAY_TRAIN_INTERVALS: dict[str, str] = {}
+
+PEERS = {
+    peer.name: peer
+    for peer in (
+        Peer(
+            name="torchrun",
+            package="torch",
+            commands=_torchrun,
+            settings={"rdzv_backend": "c10d", "monitor_interval_s": 0.02, "max_restarts": 3},
+            note="all workers restart from the last checkpoint",
+        ),
+        Peer(
+            name="ray_train",
+            package="ray",
+            commands=_ray_train,
+            settings={"max_failures": 3, **RAY_TRAIN_INTERVALS},
+            note="the group of workers is made anew and reads the last reported checkpoint",
+        ),
+        Peer(
+            name="torchft",
+            package="torchft",
+            commands=_torchft,
+            settings={**LIGHTHOUSE, "heartbeat_interval_ms": 50},
+            note="survivors go on without the dead worker, whose samples are lost until its replacement is in",
+        ),
+    )
+}

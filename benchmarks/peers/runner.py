@@ -1,0 +1,161 @@
+"""Kill one of a peer's workers in the middle of a step, and see what that costs."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers.accounting import Cost, cost_of
+from benchmarks.peers.envs import pins, python_of
+from benchmarks.peers.peers import NUM_WORKERS, PEERS, Peer
+from benchmarks.peers.processes import Tree
+from benchmarks.workload import Workload
+
+WARM_UP_STEPS = 30
+START_LIMIT_S = 120.0
+EPOCH_LIMIT_S = 120.0
+LAST_WORDS_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerResult:
+    """What a peer's kills cost, one entry a trial; see ``accounting.Cost`` for each figure's meaning."""
+
+    peer: str
+    version: str
+    settings: dict[str, Any]
+    recovery_s: list[float] = field(default_factory=list)
+    caught_up_s: list[float] = field(default_factory=list)
+    lost_steps: list[int] = field(default_factory=list)
+    samples_lost: list[int] = field(default_factory=list)
+    samples_repeated: list[int] = field(default_factory=list)
+    step_s: list[float] = field(default_factory=list)
+    """The median time between two commits before the kill."""
+    note: str = ""
+
+
+def measure(peer: str, trials: int, *, seed: int = 0, workload: Workload | None = None) -> PeerResult:
+    """Train one epoch a trial, and kill -9 one worker at random once it is warm. 20 to 60 s a trial.
+
+    Installs the peer if need be. Raises RuntimeError with the end of the peer's output if it does not go on.
+    """
+    chosen, work = PEERS[peer], workload or Workload()
+    python = python_of(peer)
+    rng = random.Random(seed)
+    outcomes = []
+    for _ in range(trials):
+        with tempfile.TemporaryDirectory(prefix="peer-") as folder:
+            outcomes.append(_trial(chosen, python, Path(folder), work, rng))
+    costs = [cost for cost, _ in outcomes]
+    return PeerResult(
+        peer=peer,
+        version=pins(peer)[chosen.package],
+        settings={
+            "workers": NUM_WORKERS,
+            "checkpoint_every_steps": work.checkpoint_every_steps,
+            "threads_per_worker": 1,
+            **chosen.settings,
+        },
+        recovery_s=[cost.recovery_s for cost in costs],
+        caught_up_s=[cost.caught_up_s for cost in costs],
+        lost_steps=[cost.lost_steps for cost in costs],
+        samples_lost=[cost.samples_lost for cost in costs],
+        samples_repeated=[cost.samples_repeated for cost in costs],
+        step_s=[step_s for _, step_s in outcomes],
+        note=chosen.note,
+    )
+
+
+def _trial(peer: Peer, python: Path, folder: Path, workload: Workload, rng: random.Random) -> tuple[Cost, float]:
+    workload.write_data(folder)
+    victim = rng.randrange(NUM_WORKERS)
+    last_step = WARM_UP_STEPS + rng.randrange(workload.checkpoint_every_steps)
+    output = folder / "output.txt"
+    with Tree(peer.commands(python, folder, workload), output) as tree:
+        facts = Facts(folder)
+        for _ in _until(lambda: facts.reached(last_step), START_LIMIT_S, tree, output):
+            facts.read()
+            time.sleep(0.005)
+        step_s = facts.step_s()
+        time.sleep(rng.random() * step_s)
+        killed_t = time.monotonic()
+        os.kill(facts.pids[victim], signal.SIGKILL)
+        for _ in _until(facts.finished, EPOCH_LIMIT_S, tree, output):
+            tree.revive()
+            facts.read()
+            time.sleep(0.05)
+        time.sleep(LAST_WORDS_S)
+        facts.read()
+    cost = cost_of(facts.all, killed_t, workload.num_samples)
+    if cost is None:
+        raise RuntimeError(f"{peer.name} made no step beyond {last_step} after the kill:\n{_tail(output)}")
+    return cost, step_s
+
+
+class Facts:
+    """What the workers of one trial have written down so far."""
+
+    def __init__(self, folder: Path) -> None:
+        self.all: list[dict[str, Any]] = []
+        self.pids: dict[int, int] = {}
+        """Rank to the process that bears it now."""
+        self._folder = folder
+        self._read_bytes: dict[Path, int] = {}
+        self._newest = 0
+        self._finished = False
+
+    def read(self) -> None:
+        """Take in every whole line that was added."""
+        for path in self._folder.glob("worker-*.jsonl"):
+            with path.open("rb") as file:
+                file.seek(self._read_bytes.get(path, 0))
+                whole, _, _ = file.read().rpartition(b"\n")
+            if whole:
+                self._read_bytes[path] = self._read_bytes.get(path, 0) + len(whole) + 1
+                for line in whole.splitlines():
+                    self._take(json.loads(line))
+
+    def reached(self, step: int) -> bool:
+        """Whether any worker has committed the step, and every rank has a process."""
+        return self._newest >= step and len(self.pids) == NUM_WORKERS
+
+    def finished(self) -> bool:
+        """Whether any worker has finished the epoch."""
+        return self._finished
+
+    def step_s(self) -> float:
+        """The median time between two commits of rank 0."""
+        times = [fact["t"] for fact in self.all if fact["event"] == "commit" and fact["rank"] == 0]
+        return statistics.median(later - earlier for earlier, later in zip(times, times[1:], strict=False))
+
+    def _take(self, fact: dict[str, Any]) -> None:
+        self.all.append(fact)
+        match fact["event"]:
+            case "start":
+                self.pids[fact["rank"]] = fact["pid"]
+            case "commit":
+                self._newest = max(self._newest, fact["step"])
+            case "finish":
+                self._finished = True
+
+
+def _until(done: Callable[[], bool], limit_s: float, tree: Tree, output: Path) -> Iterator[None]:
+    """Go round until it is done; an error of the peer, or the limit, raises with the end of its output."""
+    deadline = time.monotonic() + limit_s
+    while not done():
+        if tree.failed() or time.monotonic() > deadline:
+            raise RuntimeError(f"the peer failed or took more than {limit_s:.0f} s; it said:\n{_tail(output)}")
+        yield
+
+
+def _tail(output: Path) -> str:
+    return "\n".join(output.read_text(errors="replace").splitlines()[-40:])
