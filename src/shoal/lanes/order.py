@@ -82,6 +82,4 @@ class Order:
 
 @lru_cache(maxsize=_CACHED_BLOCKS)
 def _row_order(size: int, seed: int, epoch: int, block: int) -> Indices:
-    rows = permutation(size, key_of(seed, epoch, _ROWS, block))
-    rows.setflags(write=False)
-    return rows
+    return permutation(size, key_of(seed, epoch, _ROWS, block))

@@ -36,7 +36,7 @@ def about(job: Job, job_hash: str, settings: Sequence[str] = ()) -> dict[str, An
         "job": describe(job, parse_settings(settings)),
         "settings": list(settings),
         "total_steps": plan_steps(job).total_steps,
-        "identity": {"shoal": version("shoal"), "torch": torch.__version__, "job_hash": job_hash},
+        "identity": {"shoal": version("shoal"), "torch": str(torch.__version__), "job_hash": job_hash},
     }
 
 

@@ -28,7 +28,7 @@ def identity(assignment: Assignment, transfer_address: str) -> msg.Identity:
     """What this process runs, and where it is found."""
     return msg.Identity(
         shoal=version("shoal"),
-        torch=torch.__version__,
+        torch=str(torch.__version__),
         job_hash=assignment.job_hash,
         host=assignment.host,
         pid=os.getpid(),

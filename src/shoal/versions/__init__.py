@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shoal.versions.snapshot import Snapshot, capture, fingerprint, restore
+    from shoal.versions.store import Absent, Exists, Store
     from shoal.versions.versions import Manifest, Refused, Versions
     from shoal.versions.writer import BackgroundWriter, Failed, Saved
-
-    from shoal.versions.store import Absent, Exists, Store
 
 _HOMES = {
     "snapshot": ("Snapshot", "capture", "fingerprint", "restore"),

@@ -122,8 +122,9 @@ def _json(name: str, value: Any) -> Any:
         return [_json(name, item) for item in value]
     if value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):
         return value
+    shown = " ".join(repr(value).split())
     raise ConfigError(
-        f"the optimizer's {name} is {value!r:.60}, of {type(value).__name__}; only tensors, finite numbers, strings and"
+        f"the optimizer's {name} holds a {type(value).__name__}, {shown:.60}; only tensors, finite numbers, strings and"
         " lists of them can be stored in a version; choose another optimizer, or keep it outside of its state"
     )
 
@@ -229,9 +230,12 @@ def _restore_slots(optimizer: Optimizer, group: Mapping[str, Any], parameter: Te
 
 def _written(live: Any, saved: Tensor, device: torch.device, like: Tensor | None = None) -> Tensor:
     """``saved`` in the live tensor if it fits, else in a new one, laid out as ``like`` if given."""
-    if not isinstance(live, Tensor) or live.shape != saved.shape or live.dtype != saved.dtype:
-        layout = torch.empty(saved.shape, dtype=saved.dtype, device=device)
-        live = layout if like is None else torch.empty_like(like, dtype=saved.dtype, requires_grad=False)
+    if isinstance(live, Tensor) and live.shape == saved.shape and live.dtype == saved.dtype:
+        out = live
+    elif like is not None:
+        out = torch.empty_like(like, dtype=saved.dtype, requires_grad=False)
+    else:
+        out = torch.empty(saved.shape, dtype=saved.dtype, device=device)
     with torch.no_grad():
-        live.copy_(saved)
-    return live
+        out.copy_(saved)
+    return out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,8 +22,7 @@ from shoal.versions.tensor_file import from_bytes, to_parts
 _FORMAT = 1
 _FOLDER = "versions"
 _MANIFEST = "manifest.json"
-_MODEL = "model.safetensors"
-_OPTIMIZER = "optimizer.safetensors"
+_FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 
 
 class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,11 +52,12 @@ class Refused:
 
 
 class Versions:
-    """The versions in ``store``, under ``versions/{step:010d}/``: two safetensors files, then a manifest.
+    """The versions in ``store``, under ``versions/{step:010d}/``: two safetensors files, then ``manifest.json``.
 
     The manifest is created last, and only if nobody has: a version without one does not exist, so a writer killed at
-    any instruction leaves the versions before it as they were, and no step ever has two. Kept are the newest
-    ``keep_last`` versions and those whose step is a multiple of ``keep_every_steps``.
+    any instruction leaves the versions before it as they were, and no step ever has two. The files bear the
+    fingerprint in their names, so that a writer of another history, refused in the end, has overwritten nothing.
+    Kept are the newest ``keep_last`` versions and those whose step is a multiple of ``keep_every_steps``.
     """
 
     def __init__(
@@ -79,12 +80,9 @@ class Versions:
         lie, without a further copy. ``StoreFault`` if the store refuses; then nothing that was stored has changed.
         """
         fingerprint = str(snapshot.meta.get("fingerprint", ""))
-        if not fingerprint:
-            raise Bug(f"the snapshot of step {snapshot.step} has no fingerprint in its meta")
-        stored = self._good(snapshot.step)
-        if stored is None:
-            self._store.delete(_name(snapshot.step, _MANIFEST))
-            stored = self._add(snapshot, fingerprint)
+        if not _FINGERPRINT.fullmatch(fingerprint):
+            raise Bug(f"the meta of step {snapshot.step} needs a fingerprint of 16 hex digits; it has {fingerprint!r}")
+        stored = self._kept(snapshot.step) or self._add(snapshot, fingerprint)
         if stored.fingerprint != fingerprint:
             raise VersionFault(
                 f"step {snapshot.step} is stored in {self._store.url} as {stored.fingerprint}, and came as"
@@ -96,15 +94,15 @@ class Versions:
         return stored
 
     def _add(self, snapshot: Snapshot, fingerprint: str) -> Manifest:
-        meta = dict(snapshot.meta)
-        parts = {_MODEL: to_parts(snapshot.model), _OPTIMIZER: to_parts(snapshot.optimizer)}
+        tensors = (snapshot.model, snapshot.optimizer)
+        parts = {file: to_parts(t) for file, t in zip(_files(fingerprint), tensors, strict=True)}
         manifest = Manifest(
             format=_FORMAT,
             step=snapshot.step,
             fingerprint=fingerprint,
             created_at=datetime.fromtimestamp(self._clock.wall_s(), UTC).isoformat(timespec="milliseconds"),
             files={file: _record(file_parts) for file, file_parts in parts.items()},
-            meta=meta,
+            meta=dict(snapshot.meta),
         )
         text = _to_json(manifest)
         for file, file_parts in parts.items():
@@ -135,8 +133,9 @@ class Versions:
         if manifest.format != _FORMAT:
             reason = f"is of format {manifest.format}, and this shoal reads {_FORMAT}; use the one that wrote it"
             raise VersionFault(f"{where} {reason}", step=step)
-        if manifest.step != step or manifest.files.keys() != {_MODEL, _OPTIMIZER}:
-            what = f"step {manifest.step} and the files {sorted(manifest.files)}"
+        genuine = manifest.step == step and _FINGERPRINT.fullmatch(manifest.fingerprint)
+        if not genuine or manifest.files.keys() != {*_files(manifest.fingerprint)}:
+            what = f"step {manifest.step}, {manifest.fingerprint}, and the files {sorted(manifest.files)}"
             raise VersionFault(f"{where} is not of this version: it tells of {what}", step=step)
         return manifest
 
@@ -189,6 +188,15 @@ class Versions:
     def _has_manifest(self, step: int) -> bool:
         return _MANIFEST in self._store.list(f"{_FOLDER}/{step:010d}")
 
+    def _kept(self, step: int) -> Manifest | None:
+        """What is stored of ``step``, if it is good; what is damaged stops to be a version."""
+        if not self._has_manifest(step):
+            return None
+        manifest = self._good(step)
+        if manifest is None:
+            self._store.delete(_name(step, _MANIFEST))
+        return manifest
+
     def _good(self, step: int) -> Manifest | None:
         """The manifest of ``step`` if all of it is there and undamaged. Reads every byte."""
         try:
@@ -203,7 +211,7 @@ class Versions:
         manifest = self.manifest(step)
         model, optimizer = (
             from_bytes(self._checked(manifest, file), f"{self._store.url}/{_name(step, file)}")
-            for file in (_MODEL, _OPTIMIZER)
+            for file in _files(manifest.fingerprint)
         )
         return Snapshot(step, model, optimizer, manifest.meta)
 
@@ -223,6 +231,10 @@ class Versions:
 
 def _name(step: int, file: str) -> str:
     return f"{_FOLDER}/{step:010d}/{file}"
+
+
+def _files(fingerprint: str) -> tuple[str, str]:
+    return f"model-{fingerprint}.safetensors", f"optimizer-{fingerprint}.safetensors"
 
 
 def _record(parts: Sequence[Bytes]) -> FileRecord:

@@ -1,0 +1,7 @@
+"""Predictions over HTTP from a trained version: the Open Inference Protocol v2."""
+
+from shoal.serving.client import predict
+from shoal.serving.predictor import ModelPredictor, Predictor, make_predictor
+from shoal.serving.server import Server, serve
+
+__all__ = ["ModelPredictor", "Predictor", "Server", "make_predictor", "predict", "serve"]

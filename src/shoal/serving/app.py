@@ -1,0 +1,151 @@
+"""The Open Inference Protocol v2 over HTTP: which address answers what."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from shoal.errors import ConfigError
+from shoal.job.task import TensorSpec
+from shoal.serving.codec import LENGTH_HEADER, decode_request, encode_response
+from shoal.serving.predictor import Predictor
+
+MAX_BODY_BYTES = 64 * 2**20
+_log = logging.getLogger(__name__)
+
+
+def make_app(predictor: Predictor, max_body_bytes: int = MAX_BODY_BYTES) -> Starlette:
+    """An ASGI app that answers for one model. Every refusal is ``{"error": reason}``: 400 for a request that cannot be
+    what was meant, 404 for another model, version or address, 413 for a body above ``max_body_bytes``, 500 where the
+    model fails. The model runs in one thread of its own, so health is answered while it computes."""
+    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="predict")
+    at = _Endpoints(predictor, thread, max_body_bytes)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        thread.shutdown()
+
+    model, one_version = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
+    routes = [
+        *(Route(f"{path}/infer", at.infer, methods=["POST"]) for path in (model, one_version)),
+        *(Route(f"{path}/ready", at.model_ready) for path in (model, one_version)),
+        *(Route(path, at.model) for path in (model, one_version)),
+        Route("/v2/health/live", at.live),
+        Route("/v2/health/ready", at.ready),
+        Route("/v2", at.server),
+    ]
+    return Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _refuse, ConfigError: _bad})
+
+
+@dataclass(frozen=True)
+class _Endpoints:
+    predictor: Predictor
+    thread: ThreadPoolExecutor
+    max_body_bytes: int
+
+    async def live(self, _: Request) -> Response:
+        return _json({"live": True})
+
+    async def ready(self, _: Request) -> Response:
+        return _json({"ready": True})
+
+    async def server(self, _: Request) -> Response:
+        return _json({"name": "shoal", "version": _shoal_version(), "extensions": ["binary_tensor_data"]})
+
+    async def model(self, request: Request) -> Response:
+        predictor = self._find(request)
+        return _json(
+            {
+                "name": predictor.name,
+                "versions": [str(predictor.version)],
+                "platform": "pytorch",
+                "inputs": _plain(predictor.inputs),
+                "outputs": _plain(predictor.outputs),
+            }
+        )
+
+    async def model_ready(self, request: Request) -> Response:
+        return _json({"name": self._find(request).name, "ready": True})
+
+    async def infer(self, request: Request) -> Response:
+        predictor = self._find(request)
+        try:
+            body = await self._body(request)
+        except ClientDisconnect:
+            return Response(status_code=400)
+        length = request.headers.get(LENGTH_HEADER)
+        loop = asyncio.get_running_loop()
+        answer, json_bytes = await loop.run_in_executor(self.thread, _answer, predictor, body, length)
+        if json_bytes is None:
+            return Response(answer, media_type="application/json")
+        return Response(answer, media_type="application/octet-stream", headers={LENGTH_HEADER: str(json_bytes)})
+
+    def _find(self, request: Request) -> Predictor:
+        name, number = request.path_params["model"], request.path_params.get("version")
+        if name != self.predictor.name:
+            raise HTTPException(404, f"no model {name!r} is served here, only {self.predictor.name!r}")
+        if number not in (None, str(self.predictor.version)):
+            raise HTTPException(404, f"model {name!r} is served in version {self.predictor.version}, not {number}")
+        return self.predictor
+
+    async def _body(self, request: Request) -> bytes:
+        chunks: list[bytes] = []
+        size = 0
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > self.max_body_bytes:
+                raise HTTPException(
+                    413, f"a body may have {self.max_body_bytes} bytes, and more came: send fewer samples"
+                )
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+
+def _answer(predictor: Predictor, body: bytes, json_bytes: str | None) -> tuple[bytes, int | None]:
+    question = decode_request(body, json_bytes, predictor.inputs, predictor.outputs)
+    try:
+        return encode_response(question, predictor.name, predictor.version, predictor.predict(question.inputs))
+    except Exception as error:
+        _log.exception("model %s, version %s, failed on a request", predictor.name, predictor.version)
+        raise HTTPException(500, f"the model failed on this request: {type(error).__name__}: {error}") from error
+
+
+def _plain(specs: Sequence[TensorSpec]) -> list[dict[str, Any]]:
+    return [{"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)} for spec in specs]
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
+
+
+async def _refuse(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    response = _json({"error": error.detail}, error.status_code)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _bad(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ConfigError)
+    return _json({"error": error.message}, 400)
+
+
+def _shoal_version() -> str:
+    try:
+        return version("shoal")
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,194 @@
+"""Open Inference Protocol v2: requests and responses as JSON, or JSON followed by the tensors' bytes.
+
+Protocol: https://github.com/kserve/open-inference-protocol, "Inference"; bytes after Triton's "Binary Tensor Data
+Extension". What a request says is checked against the model's inputs before the model sees it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+from torch import Tensor
+
+from shoal.errors import Bug, ConfigError
+from shoal.job.task import TensorSpec
+from shoal.serving.datatypes import DTYPES, datatype_of, from_bytes, from_json, to_bytes, to_json
+
+LENGTH_HEADER = "Inference-Header-Content-Length"
+"""How many bytes of a body are JSON; tensors' bytes follow. Without it, all are JSON."""
+
+Parameters = dict[str, bool | int | float | str]
+
+
+class _Tensor(msgspec.Struct, omit_defaults=True):
+    name: str
+    shape: list[int]
+    datatype: str
+    parameters: Parameters = {}
+    data: Raw | UnsetType = UNSET
+
+
+class _Wanted(msgspec.Struct):
+    name: str
+    parameters: Parameters = {}
+
+
+class _Request(msgspec.Struct, omit_defaults=True):
+    inputs: list[_Tensor]
+    id: str | None = None
+    parameters: Parameters = {}
+    outputs: list[_Wanted] | None = None
+
+
+class _Response(msgspec.Struct, omit_defaults=True):
+    model_name: str
+    outputs: list[_Tensor]
+    model_version: str | None = None
+    id: str | None = None
+
+
+_request = msgspec.json.Decoder(_Request)
+_response = msgspec.json.Decoder(_Response)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A checked request: the model's inputs by name, which outputs are wanted, and which of them as bytes."""
+
+    inputs: dict[str, Tensor]
+    outputs: tuple[str, ...]
+    as_bytes: frozenset[str]
+    id: str | None
+
+
+def decode_request(
+    body: bytes, json_bytes: str | None, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> Question:
+    """Read a request to a model with these inputs and outputs. ``json_bytes``: the ``LENGTH_HEADER``, if it came.
+
+    ``ConfigError``, with what was needed and what came, for everything that the model must not see.
+    """
+    head, tail = _split(body, json_bytes)
+    try:
+        request = _request.decode(head)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the body must be an inference request in JSON: {error}") from error
+    tensors = _read(request.inputs, tail, {spec.name: spec for spec in inputs})
+    wanted = request.outputs or [_Wanted(spec.name) for spec in outputs]
+    names = tuple(output.name for output in wanted)
+    _require_known("output", names, [spec.name for spec in outputs])
+    all_bytes = request.parameters.get("binary_data_output", False)
+    as_bytes = frozenset(output.name for output in wanted if output.parameters.get("binary_data", all_bytes))
+    return Question(inputs=tensors, outputs=names, as_bytes=as_bytes, id=request.id)
+
+
+def _split(body: bytes, json_bytes: str | None) -> tuple[memoryview, memoryview]:
+    view = memoryview(body)
+    if json_bytes is None:
+        return view, view[len(view) :]
+    if not (json_bytes.isascii() and json_bytes.isdigit() and int(json_bytes) <= len(view)):
+        raise ConfigError(f"{LENGTH_HEADER} must be at most the body's {len(view)} bytes, not {json_bytes[:20]!r}")
+    return view[: int(json_bytes)], view[int(json_bytes) :]
+
+
+def _require_known(kind: str, came: Sequence[str], known: Sequence[str]) -> None:
+    for name in came:
+        if name not in known:
+            raise ConfigError(f"the model has no {kind} {name!r}: it has {', '.join(known)}")
+    if len(set(came)) < len(came):
+        raise ConfigError(f"each {kind} is named once, and these came: {', '.join(came)}")
+
+
+def _read(tensors: Sequence[_Tensor], tail: memoryview, specs: Mapping[str, TensorSpec]) -> dict[str, Tensor]:
+    _require_known("input", [tensor.name for tensor in tensors], list(specs))
+    if len(tensors) < len(specs):
+        missing = sorted(specs.keys() - {tensor.name for tensor in tensors})
+        raise ConfigError(f"the model needs the inputs {', '.join(specs)}; {', '.join(missing)} did not come")
+    values = {}
+    for tensor in tensors:
+        size = tensor.parameters.get("binary_data_size", 0)
+        if type(size) is not int or not 0 <= size <= len(tail):
+            raise ConfigError(f"input {tensor.name!r}: binary_data_size is {size!r}, and {len(tail)} bytes are left")
+        blob, tail = tail[:size], tail[size:]
+        try:
+            _require_fit(tensor, specs[tensor.name])
+            values[tensor.name] = _value(tensor, blob)
+        except ConfigError as error:
+            raise ConfigError(f"input {tensor.name!r}: {error.message}") from error
+    if len(tail):
+        raise ConfigError(f"{len(tail)} bytes follow the last input's data: no binary_data_size speaks of them")
+    if len({len(value) for value in values.values()}) > 1:
+        counts = ", ".join(f"{name} has {len(value)}" for name, value in values.items())
+        raise ConfigError(f"all inputs must count as many samples, first in their shapes: {counts}")
+    return values
+
+
+def _require_fit(tensor: _Tensor, spec: TensorSpec) -> None:
+    if tensor.datatype != spec.datatype:
+        raise ConfigError(f"datatype must be {spec.datatype}, not {tensor.datatype}")
+    fits = len(tensor.shape) == len(spec.shape) and all(
+        came >= 1 and needed in (-1, came) for came, needed in zip(tensor.shape, spec.shape, strict=True)
+    )
+    if not fits:
+        raise ConfigError(f"shape must be {list(spec.shape)}, where -1 is any number from 1, not {tensor.shape}")
+
+
+def _value(tensor: _Tensor, blob: memoryview) -> Tensor:
+    if "binary_data_size" in tensor.parameters:
+        if tensor.data is not UNSET:
+            raise ConfigError("data were given both in JSON and as bytes")
+        return from_bytes(blob, tensor.datatype, tensor.shape)
+    if tensor.data is UNSET:
+        raise ConfigError("data are missing")
+    return from_json(bytes(tensor.data), tensor.datatype, tensor.shape)
+
+
+def encode_response(
+    question: Question, model: str, version: int, outputs: Mapping[str, Tensor]
+) -> tuple[bytes, int | None]:
+    """The response's body, and how many bytes of it are JSON if tensors' bytes follow (for the ``LENGTH_HEADER``).
+
+    ``Bug`` if the model did not compute an output that it declares; ``ConfigError`` if JSON cannot carry what it did.
+    """
+    tensors, blobs = [], []
+    for name in question.outputs:
+        if name not in outputs:
+            raise Bug(f"the model computed no output {name!r}, only {', '.join(outputs)}")
+        blob = to_bytes(outputs[name]) if name in question.as_bytes else None
+        tensors.append(_tensor(name, outputs[name], blob))
+        blobs.append(blob or b"")
+    response = _Response(model_name=model, model_version=str(version), id=question.id, outputs=tensors)
+    head = msgspec.json.encode(response)
+    return b"".join([head, *blobs]), len(head) if question.as_bytes else None
+
+
+def _tensor(name: str, tensor: Tensor, blob: bytes | None = None) -> _Tensor:
+    plain = _Tensor(name=name, shape=list(tensor.shape), datatype=datatype_of(tensor.dtype))
+    if blob is not None:
+        plain.parameters = {"binary_data_size": len(blob)}
+        return plain
+    try:
+        plain.data = Raw(msgspec.json.encode(to_json(tensor)))
+    except ConfigError as error:
+        raise ConfigError(f"{name!r} in JSON: {error.message}") from error
+    return plain
+
+
+def encode_request(inputs: Mapping[str, Tensor]) -> bytes:
+    """A request in JSON for all outputs. ``ConfigError`` for a dtype or a number that cannot be sent."""
+    return msgspec.json.encode(_Request(inputs=[_tensor(name, tensor) for name, tensor in inputs.items()]))
+
+
+def decode_response(body: bytes) -> dict[str, Tensor]:
+    """The outputs by name from a response in JSON. ``ConfigError`` if it is none."""
+    try:
+        outputs = _response.decode(body).outputs
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise ConfigError(f"an inference response in JSON was needed, and something else came: {error}") from error
+    for output in outputs:
+        if output.datatype not in DTYPES:
+            raise ConfigError(f"output {output.name!r} has the datatype {output.datatype}, which no tensor can hold")
+    return {output.name: _value(output, memoryview(b"")) for output in outputs}

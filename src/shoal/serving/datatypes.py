@@ -1,0 +1,127 @@
+"""The Open Inference Protocol's datatypes as torch's, in JSON and in bytes."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shoal.errors import ConfigError
+
+DTYPES = {
+    "BOOL": torch.bool,
+    "UINT8": torch.uint8,
+    "UINT16": torch.uint16,
+    "UINT32": torch.uint32,
+    "UINT64": torch.uint64,
+    "INT8": torch.int8,
+    "INT16": torch.int16,
+    "INT32": torch.int32,
+    "INT64": torch.int64,
+    "FP16": torch.float16,
+    "BF16": torch.bfloat16,
+    "FP32": torch.float32,
+    "FP64": torch.float64,
+}
+"""All but ``BYTES``, which no torch tensor holds."""
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def datatype_of(dtype: torch.dtype) -> str:
+    """The protocol's name of a dtype. ``ConfigError`` if it has none."""
+    if dtype not in _NAMES:
+        known = ", ".join(str(d).removeprefix("torch.") for d in _NAMES)
+        raise ConfigError(f"a served tensor's dtype must be one of {known}, not {str(dtype).removeprefix('torch.')}")
+    return _NAMES[dtype]
+
+
+def from_json(data: bytes, datatype: str, shape: Sequence[int]) -> Tensor:
+    """A tensor of ``shape`` from a JSON array, flat in row-major order or nested as the shape is.
+
+    ``ConfigError`` if the elements are of another kind or count, do not fit into the datatype, or are not finite.
+    """
+    depth = _depth(data)
+    if depth not in (1, len(shape)):
+        raise ConfigError(f"data must be an array, flat or nested {len(shape)} deep, and it is nested {depth} deep")
+    array = _array(data, datatype, depth)
+    if depth > 1 and array.shape != tuple(shape):
+        raise ConfigError(f"data nested as {list(shape)} was needed, and it is nested as {list(array.shape)}")
+    require_count(array.size, shape)
+    return _finite(torch.from_numpy(array.reshape(tuple(shape))).to(DTYPES[datatype]))
+
+
+def from_bytes(data: memoryview, datatype: str, shape: Sequence[int]) -> Tensor:
+    """A tensor of ``shape`` from its row-major little-endian bytes. ``ConfigError`` as in ``from_json``."""
+    dtype = DTYPES[datatype]
+    needed = math.prod(shape) * dtype.itemsize
+    if len(data) != needed:
+        raise ConfigError(f"{datatype} of shape {list(shape)} takes {needed} bytes, and {len(data)} came")
+    if dtype == torch.bool:
+        return torch.frombuffer(bytearray(data), dtype=torch.uint8).reshape(tuple(shape)) != 0
+    return _finite(torch.frombuffer(bytearray(data), dtype=dtype).reshape(tuple(shape)))
+
+
+def to_json(tensor: Tensor) -> list[Any]:
+    """Flat values in row-major order. ``ConfigError`` if one is not finite, which JSON cannot say."""
+    flat: list[Any] = _finite(tensor.detach().cpu()).reshape(-1).tolist()
+    return flat
+
+
+def to_bytes(tensor: Tensor) -> bytes:
+    """Row-major little-endian bytes."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes()
+
+
+def require_count(count: int, shape: Sequence[int]) -> None:
+    """Refuse data that do not fill the shape."""
+    if count != math.prod(shape):
+        raise ConfigError(f"shape {list(shape)} takes {math.prod(shape)} values, and {count} came")
+
+
+def _depth(data: bytes) -> int:
+    depth = 0
+    for byte in data:
+        if byte == ord("["):
+            depth += 1
+        elif byte not in b" \t\r\n":
+            break
+    return depth
+
+
+def _array(data: bytes, datatype: str, depth: int) -> NDArray[Any]:
+    dtype = DTYPES[datatype]
+    # NumPy has no bfloat16; float32 holds all of its values.
+    numpy_dtype = np.float32 if dtype == torch.bfloat16 else torch.empty(0, dtype=dtype).numpy().dtype
+    try:
+        values = _decoder(dtype.is_floating_point, dtype == torch.bool, depth).decode(data)
+        with np.errstate(over="ignore"):
+            return np.array(values, dtype=numpy_dtype)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"data must be {datatype} values: {error}") from error
+    except OverflowError as error:
+        raise ConfigError(f"data must fit into {datatype}: {error}") from error
+    except ValueError as error:
+        raise ConfigError("data must be nested evenly, and some of its rows are longer than others") from error
+
+
+@functools.cache
+def _decoder(is_float: bool, is_bool: bool, depth: int) -> msgspec.json.Decoder[Any]:
+    kind: Any = float if is_float else bool if is_bool else int
+    for _ in range(depth):
+        kind = list[kind]
+    return msgspec.json.Decoder(kind)
+
+
+def _finite(tensor: Tensor) -> Tensor:
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise ConfigError(f"finite numbers were needed, and {bad} of {tensor.numel()} are NaN, infinite or too large")
+    return tensor
