@@ -34,13 +34,13 @@ def decode(rows: pa.Table) -> Images:
 
 
 class Clothes:
-    """Ten classes, 421,642 parameters."""
+    """Ten classes, 313,130 parameters."""
 
     def model(self) -> nn.Module:
         return nn.Sequential(
-            nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Flatten(), nn.Linear(64 * 7 * 7, 128), nn.ReLU(), nn.Linear(128, 10),
+            nn.Conv2d(1, 24, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(24, 48, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Flatten(), nn.Linear(48 * 7 * 7, 128), nn.ReLU(), nn.Linear(128, 10),
         )  # fmt: skip
 
     def loss(self, model: nn.Module, batch: Images) -> Tensor:
