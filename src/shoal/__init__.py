@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from shoal.launch.run import train as train
     from shoal.launch.using import evaluate as evaluate
     from shoal.launch.using import load_model as load_model
+    from shoal.launch.using import predict as predict
     from shoal.launch.using import predictor as predictor
     from shoal.sources import Arrays as Arrays
     from shoal.sources import Parquet as Parquet
@@ -40,7 +41,7 @@ _HOMES = {
     ),
     "shoal.job": ("Job", "Patience", "Predicts", "Storing", "Task", "TensorSpec"),
     "shoal.launch.run": ("Run", "Stopped", "TrainOptions", "resume", "train"),
-    "shoal.launch.using": ("evaluate", "load_model", "predictor"),
+    "shoal.launch.using": ("evaluate", "load_model", "predict", "predictor"),
     "shoal.sources": ("Arrays", "Parquet"),
     "shoal.strategies": ("AllReduce",),
 }  # fmt: skip

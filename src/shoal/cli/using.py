@@ -65,13 +65,15 @@ def predict(target: str, inputs: Any, version: int | None) -> None:
 
 
 def _predicted(target: str, tensors: dict[str, Any], version: int | None) -> dict[str, Any]:
-    from shoal import serving
-
     if target.startswith(("http://", "https://")):
-        return serving.predict(target, tensors)
-    from shoal.launch import using
+        from shoal.serving import predict as ask
 
-    return serving.predict_in_place(using.predictor(_path(target), version), tensors)
+        outputs = ask(target, tensors)
+    else:
+        from shoal.launch import using
+
+        outputs = using.predict(_path(target), tensors, version)
+    return {name: tensor.tolist() for name, tensor in outputs.items()}
 
 
 def _path(run: str) -> Path:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from shoal.errors import ConfigError, ShoalError
 from shoal.evaluation import measure, merged
-from shoal.job import Job, load_job, override, parse_settings
-from shoal.lanes import deal
+from shoal.job import Batch, Job, Predicts, TensorSpec, load_job, override, parse_settings
+from shoal.lanes import Order, deal
 from shoal.launch.run import Run, find_run
 from shoal.training.folder import RunFolder
 from shoal.versions import Snapshot, Store, Versions
@@ -50,18 +50,19 @@ def load_model(run: Run | str | Path, version: int | None = None, job: Job | Non
 
 
 def _filled(model: nn.Module, snapshot: Snapshot) -> nn.Module:
-    missing, unexpected = model.load_state_dict(snapshot.model, strict=False)
-    tied = {name for name in missing if name in _tied(model)}
-    if set(missing) - tied or unexpected:
-        names = ", ".join(sorted({*missing, *unexpected} - tied)[:3])
-        raise ConfigError(f"version {snapshot.step} does not fit the job's model: {names}; has the job's code changed?")
+    try:
+        model.load_state_dict(_with_ties(model, snapshot.model))
+    except RuntimeError as error:
+        raise ConfigError(f"version {snapshot.step} does not fit the job's model; has its code changed? {error}") from error
     return model.eval()
 
 
-def _tied(model: nn.Module) -> set[str]:
-    """Names of tensors that share their memory with one that has an earlier name: stored once, under that."""
+def _with_ties(model: nn.Module, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The stored tensors, those that share memory in the model under each of their names."""
     first: dict[int, str] = {}
-    return {n for n, t in model.state_dict().items() if first.setdefault(t.data_ptr(), n) != n}
+    names = {name: first.setdefault(tensor.data_ptr(), name) for name, tensor in model.state_dict().items()}
+    ties = {name: stored[origin] for name, origin in names.items() if name not in stored and origin in stored}
+    return {**stored, **ties}
 
 
 def evaluate(
@@ -124,9 +125,45 @@ def _fork(part: Any) -> tuple[int, int]:
 
 
 def predictor(run: Run | str | Path, version: int | None = None, job: Job | None = None) -> Predictor:
-    """What serving needs of a run: its model as of a version, with names for what goes in and out."""
-    from shoal.serving import predictor_of
+    """What serving needs of a run: its model as of a version, and names for what goes in and out."""
+    from shoal.serving import make_predictor
 
     resolved = job_of(run, job)
     snapshot = read_version(run, version)
-    return predictor_of(resolved.task, _filled(resolved.task.model(), snapshot), snapshot.step)
+    record = _folder(run).read_record()
+    name = Path(record["job_file"]).stem if record["job_file"] else type(resolved.task).__name__.lower()
+    tensors = _with_ties(resolved.task.model(), snapshot.model)
+    example = None if isinstance(resolved.task, Predicts) else _first_samples(resolved)
+    return make_predictor(resolved.task, tensors, name=name, version=snapshot.step, example=example)
+
+
+def _first_samples(job: Job) -> Batch:
+    reader = job.train.open()
+    try:
+        return reader.gather(Order(job.train.block_sizes(), 1, seed=0, epoch=0).slice(0, 0, 2))
+    finally:
+        reader.close()
+
+
+def predict(run: Run | str | Path, inputs: Mapping[str, Any], version: int | None = None) -> dict[str, Tensor]:
+    """Predict in this process. ``inputs``: tensors, or what ``torch.as_tensor`` takes, by name."""
+    served = predictor(run, version)
+    tensors = {}
+    for spec in served.inputs:
+        if spec.name not in inputs:
+            raise ConfigError(f"input {spec.name} is needed ({spec.datatype} {list(spec.shape)}); came: {', '.join(inputs)}")
+        tensors[spec.name] = _as_spec(spec, inputs[spec.name])
+    return dict(served.predict(tensors))
+
+
+def _as_spec(spec: TensorSpec, value: Any) -> Tensor:
+    from shoal.serving.datatypes import DTYPES
+
+    try:
+        tensor = torch.as_tensor(value, dtype=DTYPES[spec.datatype])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"input {spec.name} must be {spec.datatype} of shape {list(spec.shape)}: {error}") from error
+    fits = tensor.ndim == len(spec.shape) and all(w in (-1, s) for w, s in zip(spec.shape, tensor.shape, strict=True))
+    if not fits:
+        raise ConfigError(f"input {spec.name} must be of shape {list(spec.shape)}, not {list(tensor.shape)}")
+    return tensor
