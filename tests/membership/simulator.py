@@ -1,0 +1,351 @@
+"""A run in a box: model workers, coordinators that carry out what the machine decides, and every fault there is.
+
+Each coordinator's announcements, deals and dismissals are checked against what must always hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+from shoal.membership import (
+    NOTHING,
+    Action,
+    Announce,
+    Attached,
+    Await,
+    DeadlinePassed,
+    Dismiss,
+    End,
+    Event,
+    Halt,
+    Joined,
+    Lost,
+    Origin,
+    Phase,
+    Redeal,
+    Rules,
+    Scaled,
+    Stalled,
+    Standing,
+    Stored,
+    World,
+    begin,
+    step,
+    take_over,
+)
+from tests.membership.workers import Beat, Truth, WhoAreYou, Worker
+
+
+class Coordinator:
+    """Does with the machine's actions what a coordinator's process does, without sockets and clocks."""
+
+    def __init__(self, cluster: Cluster, target: int) -> None:
+        self.cluster = cluster
+        self.known: set[str] = set()
+        self.expelled: set[str] = set()
+        self.deadline: tuple[str, int] | None = None
+        self.over = False
+        self.ended = False
+        truth = cluster.truth
+        self.state = begin(cluster.rules, target, self._newest_stored())
+        if truth.records:
+            self.state, actions = take_over(self.state, truth.records[max(truth.records)])
+            self._carry_out(actions)
+
+    def _newest_stored(self) -> Standing:
+        store = self.cluster.truth.store
+        return Standing(max(store), store[max(store)]) if store else NOTHING
+
+    def handle(self, worker: str, event: Event | Beat) -> None:
+        if self.over:
+            return
+        if worker in self.expelled:
+            self._send(worker, Dismiss(worker, "the others went on without it", expelled=True))
+        elif isinstance(event, Joined | Attached):
+            self.known.add(worker)
+            self.apply(event)
+        elif worker not in self.known:
+            self._send(worker, WhoAreYou())
+        elif not isinstance(event, Beat):
+            self.apply(event)
+
+    def apply(self, event: Event) -> None:
+        if self.over:
+            return
+        if isinstance(event, Lost | DeadlinePassed):
+            # A version may be whole in the store and the message that says so be lost with its sender.
+            self.state, _ = step(self.state, Stored(self._newest_stored()))
+        self.state, actions = step(self.state, event)
+        self._carry_out(actions)
+
+    def fire_deadline(self) -> None:
+        if self.deadline is not None:
+            phase, generation = self.deadline
+            self.deadline = None
+            self.apply(DeadlinePassed(phase, generation))
+
+    def _carry_out(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Announce():
+                    self._announce(action)
+                case Halt() | Redeal():
+                    if isinstance(action, Redeal):
+                        self.cluster.check_deal(action.lanes, action.members, self.state.healing)
+                    for member in action.members:
+                        self._send(member, action)
+                case Dismiss():
+                    self._send(action.worker, action)
+                    self.known.discard(action.worker)
+                    self.expelled |= {action.worker} if action.expelled else set()
+                case Await():
+                    self.deadline = (action.phase, action.generation)
+                case End():
+                    assert max(self.cluster.truth.store, default=-1) >= self.cluster.rules.total_steps
+                    self.over = self.ended = True
+
+    def _announce(self, action: Announce) -> None:
+        records, world = self.cluster.truth.records, action.world
+        if world.generation in records:
+            self.over = True
+            return
+        assert not set(world.members) & self.expelled, "who was expelled may not come back under its name"
+        self.cluster.check_world(world, self.state.target)
+        records[world.generation] = world
+        for member in world.members:
+            self._send(member, action)
+
+    def _send(self, worker: str, message: object) -> None:
+        process = self.cluster.workers.get(worker)
+        if process is not None and process.alive and self.cluster.link_of.get(worker) is self:
+            process.inbox.append(message)
+
+
+class Cluster:
+    """All processes of one run."""
+
+    def __init__(self, rules: Rules, target: int, random: Random) -> None:
+        self.rules = rules
+        self.random = random
+        self.target = target
+        self.truth = Truth(rules.total_steps)
+        self.workers: dict[str, Worker] = {}
+        self.link_of: dict[str, Coordinator] = {}
+        self.said: list[tuple[str, Event | Beat]] = []
+        self.coordinators = [Coordinator(self, target)]
+
+    @property
+    def newest(self) -> Coordinator:
+        return self.coordinators[-1]
+
+    # What must always hold
+
+    def check_deal(self, lanes: dict[str, tuple[int, ...]], members: tuple[str, ...], healing: frozenset[str]) -> None:
+        dealt = sorted(lane for own in lanes.values() for lane in own)
+        assert dealt == list(range(self.rules.num_lanes)), "every lane has exactly one host"
+        assert set(lanes) <= set(members), "only members host lanes"
+        assert not any(lanes.get(worker) for worker in healing), "who still heals has no lanes"
+
+    def check_world(self, world: World, target: int) -> None:
+        records, rules = self.truth.records, self.rules
+        assert world.generation == max(records, default=0) + 1, "generations follow each other"
+        assert len(set(world.members)) == len(world.members)
+        assert rules.min_workers <= len(world.members) <= min(max(target, rules.min_workers), rules.max_workers)
+        self.check_deal(dict(world.lanes), world.members, frozenset(world.sources))
+        reported = {m: self.workers[m].held for m in world.members if m in self.workers}
+        newest = max(held.step for held in reported.values())
+        assert world.base.step >= newest, "a version that a member holds was given up"
+        assert world.base.step >= max(self.truth.store, default=0), "a stored version was given up"
+        if world.origin is Origin.PEERS:
+            assert all(reported[source] == world.base for source in world.sources.values())
+            assert {m for m in world.members if reported[m] != world.base} == set(world.sources)
+        for name in world.members:
+            last = max((n for n, record in records.items() if name in record.members), default=None)
+            assert last is None or self.workers[name].generation > 0 or last == max(records), "a name came back"
+
+    # What happens
+
+    def add_worker(self) -> None:
+        worker = Worker(f"w{len(self.workers):03d}", self.truth)
+        self.workers[worker.name] = worker
+        self.link_of[worker.name] = self.newest
+        worker.say_hello()
+
+    def deliver_to_coordinator(self, worker: Worker) -> None:
+        if worker.outbox:
+            message = worker.outbox.popleft()
+            self.said.append((worker.name, message))
+            self.link_of[worker.name].handle(worker.name, message)
+
+    def relink(self, worker: Worker) -> None:
+        """Its connection moves to the newest coordinator; what was under way is lost."""
+        if self.link_of[worker.name] is not self.newest:
+            self.link_of[worker.name] = self.newest
+            worker.inbox.clear()
+            if self.random.random() < 0.5:
+                worker.outbox.clear()
+            worker.outbox.append(Beat())
+
+    def replace_coordinator(self) -> None:
+        """A new one begins; the old one may not know it yet."""
+        self.newest.over |= self.random.random() < 0.7
+        self.coordinators.append(Coordinator(self, self.target))
+
+    def peers_of(self, worker: Worker) -> list[Worker]:
+        members = worker.world.members if worker.world else ()
+        return [self.workers[m] for m in members if m != worker.name]
+
+    def has_fault(self, worker: Worker) -> bool:
+        """Whether its collectives fail: a peer is gone, or has left this generation unfinished."""
+        done = self.truth.present.get((worker.generation, self.rules.total_steps), {})
+        return any(
+            not p.alive or p.generation > worker.generation
+            or (p.generation == worker.generation and p.rests and p.name not in done)
+            for p in self.peers_of(worker)
+        )  # fmt: skip
+
+    # Chance
+
+    def happen(self) -> None:
+        """One event, drawn at random."""
+        name = self.random.choice(_EVENTS)
+        if name in _ON_CLUSTER:
+            _ON_CLUSTER[name](self)
+            return
+        alive = [w for w in self.workers.values() if w.alive]
+        if alive:
+            _ON_WORKER[name](self, self.random.choice(alive))
+
+    def duplicate(self) -> None:
+        if self.said:
+            worker, message = self.random.choice(self.said[-50:])
+            self.link_of[worker].handle(worker, message)
+
+    def scale(self) -> None:
+        self.target = self.random.randint(self.rules.min_workers, self.rules.max_workers)
+        self.newest.apply(Scaled(self.target))
+
+    def stall(self) -> None:
+        coordinator = self.random.choice(self.coordinators)
+        coordinator.apply(Stalled(coordinator.state.generation - self.random.choice((0, 0, 1))))
+
+    def cut(self) -> None:
+        pair = self.random.sample(sorted(self.workers), 2) if len(self.workers) > 1 else []
+        if pair:
+            self.truth.cuts ^= {frozenset(pair)}
+
+    def advance(self, worker: Worker) -> None:
+        if not worker.trains:
+            return
+        if worker.shadows and self.random.random() < 0.4:
+            self.heal(worker)
+        elif not worker.move() and self.has_fault(worker):
+            worker.stop()
+        elif self.random.random() < 0.2:
+            worker.save_newest_stable()
+
+    def heal(self, worker: Worker) -> bool:
+        assert worker.world is not None
+        source = self.workers[worker.world.sources[worker.name]]
+        if source.alive and not source.frozen:
+            return worker.heal()
+        worker.stop()
+        return True
+
+    def lose(self, worker: Worker) -> None:
+        self.link_of[worker.name].apply(Lost(worker.name, "suspected"))
+
+    # Settling
+
+    def settle(self) -> None:
+        """No more faults: every message arrives, every clock runs out, the driver replaces who is missing. Then it ends."""
+        for _ in range(400):
+            if self.newest.over:
+                break
+            if not self._settle_once() and not self._awaken():
+                break
+        assert self.newest.ended, f"the run stands still: {self.newest.state}"
+
+    def _awaken(self) -> bool:
+        """Nothing moves: what time alone would bring."""
+        coordinator = self.newest
+        lost = [w for w in sorted(coordinator.state.present) if not self.workers[w].acts]
+        for name in lost:
+            coordinator.apply(Lost(name, "silent"))
+        if not lost and coordinator.state.phase in (Phase.RUNNING, Phase.HALTING) and self.truth.cuts:
+            coordinator.apply(Stalled(coordinator.state.generation))
+        if not lost and coordinator.deadline is not None and coordinator.state.phase is not Phase.RUNNING:
+            coordinator.fire_deadline()
+        for worker in self.workers.values():
+            if worker.acts and worker.generation == 0:
+                worker.say_hello()
+        needed = min(max(self.target, self.rules.min_workers), self.rules.max_workers)
+        while sum(w.acts and not w.wants_to_leave for w in self.workers.values()) < needed:
+            self.add_worker()
+        return True
+
+    def _settle_once(self) -> bool:
+        moved = False
+        for worker in [w for w in self.workers.values() if w.acts]:
+            moved |= self.link_of[worker.name] is not self.newest
+            self.relink(worker)
+            while worker.outbox or (worker.inbox and worker.acts):
+                moved = True
+                if worker.inbox:
+                    worker.receive()
+                else:
+                    self.deliver_to_coordinator(worker)
+            if worker.trains:
+                progressed = (worker.shadows and self.heal(worker)) or worker.move()
+                if not progressed and self.has_fault(worker):
+                    worker.stop()
+                    progressed = True
+                moved |= progressed
+        return moved
+
+
+def _set(attribute: str, value: bool) -> Callable[[Cluster, Worker], None]:
+    return lambda cluster, worker: setattr(worker, attribute, value)
+
+
+_ON_CLUSTER: dict[str, Callable[[Cluster], None]] = {
+    "join": Cluster.add_worker,
+    "scale": Cluster.scale,
+    "stall": Cluster.stall,
+    "cut": Cluster.cut,
+    "duplicate": Cluster.duplicate,
+    "deadline": lambda cluster: cluster.random.choice(cluster.coordinators).fire_deadline(),
+    "replace coordinator": Cluster.replace_coordinator,
+}
+_ON_WORKER: dict[str, Callable[[Cluster, Worker], None]] = {
+    "say": Cluster.deliver_to_coordinator,
+    "hear": lambda cluster, worker: worker.receive() if worker.inbox and worker.acts else None,
+    "advance": Cluster.advance,
+    "kill": _set("alive", False),
+    "freeze": _set("frozen", True),
+    "thaw": _set("frozen", False),
+    "leave": lambda cluster, worker: worker.ask_to_leave(),
+    "lose": Cluster.lose,
+    "relink": Cluster.relink,
+    "beat": lambda cluster, worker: worker.outbox.append(Beat()),
+    "fail": lambda cluster, worker: worker.stop() if worker.trains and cluster.has_fault(worker) else None,
+}
+_WEIGHTS = {
+    "say": 22, "hear": 22, "advance": 40, "join": 4, "duplicate": 2, "lose": 1, "kill": 1, "freeze": 1, "thaw": 2,
+    "leave": 1, "scale": 1, "stall": 1, "cut": 1, "deadline": 1, "replace coordinator": 1, "relink": 3, "beat": 2, "fail": 3,
+}  # fmt: skip
+_EVENTS = [name for name, weight in _WEIGHTS.items() for _ in range(weight)]
+
+
+def play(random: Random, num_events: int) -> Cluster:
+    """A whole run: so many random events, then peace until it ends."""
+    least = random.randint(1, 3)
+    rules = Rules(num_lanes=5, min_workers=least, max_workers=random.randint(least, 5), total_steps=random.randint(1, 12))
+    cluster = Cluster(rules, random.randint(least, rules.max_workers), random)
+    for _ in range(least):
+        cluster.add_worker()
+    for _ in range(num_events):
+        cluster.happen()
+    cluster.settle()
+    return cluster
