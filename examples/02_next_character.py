@@ -25,7 +25,7 @@ def windows(codes: np.ndarray, stride: int) -> np.ndarray:
 
 
 class Predictor(nn.Module):
-    """A causal transformer: codes (n, CONTEXT) to scores of the next character at each place (n, CONTEXT, NUM_CODES)."""
+    """A causal transformer: codes (n, CONTEXT) to scores of what comes next at each place (n, CONTEXT, NUM_CODES)."""
 
     def __init__(self) -> None:
         super().__init__()

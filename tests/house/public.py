@@ -1,4 +1,7 @@
-"""The public names of the project, as ``exports.txt`` lists them. ``python -m tests.house.public`` writes that file anew."""
+"""The public names of the project, as ``exports.txt`` lists them.
+
+``python -m tests.house.public`` writes that file anew.
+"""
 
 from __future__ import annotations
 

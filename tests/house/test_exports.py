@@ -12,8 +12,8 @@ from tests.house.public import GOLDEN, public_names
 def test_the_public_names_are_those_written_down() -> None:
     written, found = set(GOLDEN.read_text().split()), set(public_names())
     assert found == written, (
-        f"new: {sorted(found - written)}; gone: {sorted(written - found)}. If that is meant, say so in CHANGELOG.md and "
-        "run python -m tests.house.public"
+        f"new: {sorted(found - written)}; gone: {sorted(written - found)}. If that is meant, say so in "
+        "CHANGELOG.md and run python -m tests.house.public"
     )
 
 
