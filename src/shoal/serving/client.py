@@ -18,7 +18,7 @@ def predict(url: str, inputs: Mapping[str, Any], timeout_s: float = 30.0) -> dic
     """The outputs by name of the model at ``url``, such as ``http://127.0.0.1:8000/v2/models/fashion``.
 
     ``inputs``: tensors, or what ``torch.as_tensor`` takes, by name; the first axis counts samples. ``ConfigError``
-    with the server's reason if it refuses the request, ``Fault`` if the model fails, ``LinkFault`` if no server is there.
+    with the server's reason if it refuses the request, ``Fault`` if the model fails, ``LinkFault`` if no one answers.
     """
     with serve_extra():
         import httpx
