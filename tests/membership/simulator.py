@@ -73,10 +73,13 @@ class Coordinator:
     def apply(self, event: Event) -> None:
         if self.over:
             return
-        if isinstance(event, Lost | DeadlinePassed):
-            # A version may be whole in the store and the message that says so be lost with its sender.
-            self.state, _ = step(self.state, Stored(self._newest_stored()))
-        self.state, actions = step(self.state, event)
+        state, actions = step(self.state, event)
+        if any(isinstance(action, Announce) for action in actions):
+            # A version may be whole in the store though the message that says so was lost with its sender.
+            before, said = step(self.state, Stored(self._newest_stored()))
+            state, actions = step(before, event)
+            actions = [*said, *actions]
+        self.state = state
         self._carry_out(actions)
 
     def fire_deadline(self) -> None:
@@ -111,7 +114,7 @@ class Coordinator:
             self.over = True
             return
         assert not set(world.members) & self.expelled, "who was expelled may not come back under its name"
-        self.cluster.check_world(world, self.state.target)
+        self.cluster.check_world(world, self.state.target, frozenset(self.state.pool))
         records[world.generation] = world
         for member in world.members:
             self._send(member, action)
@@ -132,7 +135,8 @@ class Cluster:
         self.truth = Truth(rules.total_steps)
         self.workers: dict[str, Worker] = {}
         self.link_of: dict[str, Coordinator] = {}
-        self.said: list[tuple[str, Event | Beat]] = []
+        self.out: set[str] = set()
+        self.said: list[tuple[Coordinator, str, Event | Beat]] = []
         self.coordinators = [Coordinator(self, target)]
 
     @property
@@ -147,22 +151,24 @@ class Cluster:
         assert set(lanes) <= set(members), "only members host lanes"
         assert not any(lanes.get(worker) for worker in healing), "who still heals has no lanes"
 
-    def check_world(self, world: World, target: int) -> None:
+    def check_world(self, world: World, target: int, waiting: frozenset[str]) -> None:
         records, rules = self.truth.records, self.rules
         assert world.generation == max(records, default=0) + 1, "generations follow each other"
         assert len(set(world.members)) == len(world.members)
         assert rules.min_workers <= len(world.members) <= min(max(target, rules.min_workers), rules.max_workers)
         self.check_deal(dict(world.lanes), world.members, frozenset(world.sources))
-        reported = {m: self.workers[m].held for m in world.members if m in self.workers}
-        newest = max(held.step for held in reported.values())
+        reported = {m: self.workers[m].held for m in world.members if self.workers[m].alive}
+        newest = max((held.step for held in reported.values()), default=-1)
         assert world.base.step >= newest, "a version that a member holds was given up"
         assert world.base.step >= max(self.truth.store, default=0), "a stored version was given up"
         if world.origin is Origin.PEERS:
-            assert all(reported[source] == world.base for source in world.sources.values())
-            assert {m for m in world.members if reported[m] != world.base} == set(world.sources)
-        for name in world.members:
-            last = max((n for n, record in records.items() if name in record.members), default=None)
-            assert last is None or self.workers[name].generation > 0 or last == max(records), "a name came back"
+            assert all(reported.get(source, world.base) == world.base for source in world.sources.values())
+            assert {m for m, held in reported.items() if held != world.base} <= set(world.sources)
+        if records:
+            self.out |= set(records[max(records)].members) - set(world.members) - waiting
+        back = self.out & set(world.members)
+        assert all(self.workers[name].generation == 0 for name in back), "who was left out came back with its state"
+        self.out -= back
 
     # What happens
 
@@ -175,7 +181,7 @@ class Cluster:
     def deliver_to_coordinator(self, worker: Worker) -> None:
         if worker.outbox:
             message = worker.outbox.popleft()
-            self.said.append((worker.name, message))
+            self.said.append((self.link_of[worker.name], worker.name, message))
             self.link_of[worker.name].handle(worker.name, message)
 
     def relink(self, worker: Worker) -> None:
@@ -219,8 +225,8 @@ class Cluster:
 
     def duplicate(self) -> None:
         if self.said:
-            worker, message = self.random.choice(self.said[-50:])
-            self.link_of[worker].handle(worker, message)
+            coordinator, worker, message = self.random.choice(self.said[-50:])
+            coordinator.handle(worker, message)
 
     def scale(self) -> None:
         self.target = self.random.randint(self.rules.min_workers, self.rules.max_workers)
@@ -261,14 +267,16 @@ class Cluster:
     def settle(self) -> None:
         """No more faults: every message arrives, every clock runs out, the driver replaces who is missing. Then it ends."""
         for _ in range(400):
-            if self.newest.over:
+            if self.newest.ended:
                 break
-            if not self._settle_once() and not self._awaken():
-                break
+            if not self._settle_once():
+                self._awaken()
         assert self.newest.ended, f"the run stands still: {self.newest.state}"
 
-    def _awaken(self) -> bool:
+    def _awaken(self) -> None:
         """Nothing moves: what time alone would bring."""
+        if self.newest.over:
+            self.replace_coordinator()
         coordinator = self.newest
         lost = [w for w in sorted(coordinator.state.present) if not self.workers[w].acts]
         for name in lost:
@@ -281,9 +289,9 @@ class Cluster:
             if worker.acts and worker.generation == 0:
                 worker.say_hello()
         needed = min(max(self.target, self.rules.min_workers), self.rules.max_workers)
-        while sum(w.acts and not w.wants_to_leave for w in self.workers.values()) < needed:
+        cut = frozenset().union(*self.truth.cuts)
+        while sum(w.acts and not w.wants_to_leave and w.name not in cut for w in self.workers.values()) < needed:
             self.add_worker()
-        return True
 
     def _settle_once(self) -> bool:
         moved = False

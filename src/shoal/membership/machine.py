@@ -73,6 +73,8 @@ class State:
     deal_wanted: bool = False
     enough_time: bool = False
     """The gathering's deadline has passed: start with as few as the rules allow."""
+    planned: bool = False
+    """The halt under way waits for a boundary that all members can name."""
     resumed: bool = False
     """Some members did not come back to a replaced coordinator in time, or had stopped before."""
 
@@ -129,21 +131,24 @@ def step(state: State, event: Event) -> Result:
         case Finished():
             return _finished(state, event)
         case Stalled():
-            in_force = state.phase is Phase.RUNNING and event.generation == state.generation
-            return _halt(state, at_boundary=False, probe=True) if in_force else (state, [])
+            return _stalled(state, event)
         case DeadlinePassed():
             return _deadline_passed(state, event)
 
 
 def _joined(state: State, event: Joined) -> Result:
     newcomer = event.worker not in state.present
-    if not newcomer and state.pool.get(event.worker) != NOTHING:
+    untold = state.phase is Phase.ATTACHING and event.worker in state.awaited
+    if not newcomer and not untold and state.pool.get(event.worker) != NOTHING:
         return state, []
     state = replace(
         state,
         pool={**state.pool, event.worker: NOTHING},
         unreachable={**state.unreachable, event.worker: event.unreachable},
     )
+    if untold:
+        # The world that names it was recorded, and its coordinator died before it could tell.
+        return _resume_if_all(replace(state, awaited=state.awaited - {event.worker}, resumed=True))
     if state.phase is Phase.RUNNING and _can_admit(state, event.worker):
         return _halt(state, at_boundary=True)
     if state.phase is Phase.GATHERING:
@@ -201,8 +206,8 @@ def _lost(state: State, event: Lost) -> Result:
     elif state.phase is Phase.RUNNING:
         state, actions = _halt(state, at_boundary=False)
     elif state.awaited:
-        # A planned halt's boundary needs every member; one is gone, so the others must stop at once.
-        actions = [Halt(state.generation, tuple(sorted(state.awaited)), at_boundary=False)]
+        # A planned halt's boundary needs every member, and one is gone.
+        state, actions = _hurry(state)
     else:
         state, actions = _form_if_all_reported(state)
     return state, out + actions
@@ -222,11 +227,28 @@ def _forget(state: State, worker: str) -> State:
 def _halt(state: State, *, at_boundary: bool, probe: bool = False) -> Result:
     """Tell those who still run; members already in the pool have stopped."""
     awaited = frozenset(state.members) - frozenset(state.pool)
-    state = replace(state, phase=Phase.HALTING, awaited=awaited, deal_in_flight=False, deal_wanted=False)
+    state = replace(
+        state, phase=Phase.HALTING, awaited=awaited, planned=at_boundary, deal_in_flight=False, deal_wanted=False
+    )
     wait = Await(Phase.HALTING, state.generation)
     out: list[Action] = [Halt(state.generation, tuple(sorted(awaited)), at_boundary, probe), wait] if awaited else []
     state, actions = _form_if_all_reported(state)
     return state, out + actions
+
+
+def _hurry(state: State, *, probe: bool = False) -> Result:
+    """Tell those who still run to stop at once, and give them their time anew."""
+    halt = Halt(state.generation, tuple(sorted(state.awaited)), at_boundary=False, probe=probe)
+    return replace(state, planned=False), [halt, Await(Phase.HALTING, state.generation)]
+
+
+def _stalled(state: State, event: Stalled) -> Result:
+    """A cut link keeps members from a planned halt's boundary too."""
+    if event.generation != state.generation:
+        return state, []
+    if state.phase is Phase.RUNNING:
+        return _halt(state, at_boundary=False, probe=True)
+    return _hurry(state, probe=True) if state.phase is Phase.HALTING and state.planned else (state, [])
 
 
 def _reported(state: State, event: Reported) -> Result:
@@ -259,11 +281,15 @@ def _form_if_all_reported(state: State) -> Result:
 
 def _form(state: State) -> Result:
     """Announce the next world, if enough workers are there; else wait for more."""
+    free = {w: s for w, s in state.pool.items() if w not in state.leaving}
+    staying, cut_off = drop_unreachable(free, state.unreachable, _most(state))
+    source = _leaver_to_copy(state, staying)
+    if source is not None:
+        staying = [source, *staying[: _most(state) - 1]]
     goodbyes: list[Action] = []
-    for worker in sorted(state.leaving & set(state.pool)):
+    for worker in sorted(state.leaving & set(state.pool) - {source}):
         goodbyes.append(Dismiss(worker, "it asked to leave", expelled=False))
         state = _forget(state, worker)
-    staying, cut_off = drop_unreachable(state.pool, state.unreachable, _most(state))
     for worker in cut_off:
         goodbyes.append(Dismiss(worker, "it cannot reach the other workers", expelled=True))
         state = _forget(state, worker)
@@ -289,6 +315,21 @@ def _form(state: State) -> Result:
         resumed=False,
     )
     return state, [*goodbyes, Announce(world)]
+
+
+def _leaver_to_copy(state: State, staying: list[str]) -> str | None:
+    """A worker that asked to leave and alone holds the newest version: it stays until the others have copied that."""
+    if not staying or _most(state) < 2:
+        return None
+    best = max(state.stored.step, 0, *(state.pool[w].step for w in staying))
+    holders = [w for w in state.leaving & set(state.pool) if state.pool[w].step > best]
+    reached = [w for w in holders if not _is_cut(state, w, staying)]
+    return min(reached, key=lambda w: (-state.pool[w].step, w), default=None)
+
+
+def _is_cut(state: State, worker: str, others: list[str]) -> bool:
+    missed = state.unreachable.get(worker, frozenset())
+    return any(other in missed or worker in state.unreachable.get(other, ()) for other in others)
 
 
 def _next_world(state: State, staying: list[str]) -> World:
@@ -320,7 +361,11 @@ def _healed(state: State, event: Healed) -> Result:
     if event.generation != state.generation or event.worker not in state.healing:
         return state, []
     state = replace(state, healing=state.healing - {event.worker})
-    return _redeal(state) if state.phase is Phase.RUNNING else (state, [])
+    if state.phase is not Phase.RUNNING:
+        return state, []
+    if not state.healing and state.leaving & set(state.members):
+        return _halt(state, at_boundary=True)
+    return _redeal(state)
 
 
 def _redeal(state: State) -> Result:
@@ -389,6 +434,8 @@ def _deadline_passed(state: State, event: DeadlinePassed) -> Result:
         return state, []
     if state.phase is Phase.GATHERING:
         return _form(replace(state, enough_time=True))
+    if state.phase is Phase.HALTING and state.planned and state.awaited:
+        return _hurry(state)
     actions: list[Action] = []
     for worker in sorted(state.awaited):
         state, more = _lost(state, Lost(worker, "it did not report in time"))
