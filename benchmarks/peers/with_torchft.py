@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,6 @@ HEARTBEAT_INTERVAL = timedelta(milliseconds=50)
 
 def train(rank: int, world_size: int, folder: Path, workload: Workload) -> None:
     torch.set_num_threads(1)
-    log = WorkerLog(folder, rank)
-    log.started()
     images, labels = workload.read_data(folder)
     order = workload.order()
     model = workload.model()
@@ -39,6 +38,9 @@ def train(rank: int, world_size: int, folder: Path, workload: Workload) -> None:
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     manager = _manager(model, optimizer, rank, store)
     gradients = _flat_gradients(model)
+    log = WorkerLog(folder, rank)
+    log.started()
+    _wait_for_all(folder, world_size)
     while (step := manager.current_step()) < workload.num_steps:
         ids = workload.share(order, step, rank, world_size)
         manager.start_quorum()
@@ -57,6 +59,12 @@ def train(rank: int, world_size: int, folder: Path, workload: Workload) -> None:
             checkpoint.save(folder / "checkpoint.pt", model, optimizer, done)
     log.finished()
     manager.shutdown(wait=False)
+
+
+def _wait_for_all(folder: Path, world_size: int) -> None:
+    """Begin together: the first quorum waits for all whose manager beats, and every manager beats once it is logged."""
+    while len(list(folder.glob("worker-*.jsonl"))) < world_size:
+        time.sleep(0.01)
 
 
 def _manager(model: nn.Module, optimizer: torch.optim.Optimizer, rank: int, store: TCPStore) -> Manager:

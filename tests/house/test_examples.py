@@ -13,6 +13,7 @@ from shoal.job import Job, load_job
 from shoal.lanes import Order
 from tests.house.reading import ROOT
 
+ROWS = 512
 EXAMPLES = sorted(path for path in (ROOT / "examples").glob("[0-9][0-9]_*.py") if path.name != "00_demo.py")
 
 
@@ -32,7 +33,7 @@ def test_a_job_of_the_examples_computes_on_its_own_data(job: Job) -> None:
     reader = job.train.open()
     order = Order(job.train.block_sizes(), job.num_lanes, seed=job.seed, epoch=0)
     try:
-        batch = reader.gather(order.slice(0, 0, min(4, order.lane_size(0))))
+        batch = reader.gather(order.slice(0, 0, min(ROWS, order.lane_size(0))))
     finally:
         reader.close()
     loss = job.task.loss(model, batch)

@@ -50,7 +50,7 @@ OUTSIDE_WORLD = {"asyncio", "os", "pathlib", "random", "socket", "subprocess", "
 
 def floor(package: str) -> int:
     if package == BESIDE:
-        return floor("launch") - 1
+        return floor("launch")
     return next((level for level, packages in enumerate(FLOORS) if package in packages), -1)
 
 

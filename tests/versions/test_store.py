@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing
 import os
 import pickle
 import subprocess
@@ -14,6 +13,7 @@ import pytest
 
 from shoal.errors import ConfigError, StoreFault
 from shoal.versions.store import Absent, Exists, Store
+from tests.versions.racing import winners
 
 
 @pytest.fixture(params=["folder", "file URL", "memory"], name="store")
@@ -98,31 +98,10 @@ def test_what_a_killed_writer_left_beside_a_name_goes_with_the_next_write(tmp_pa
     assert sorted(tmp_path.iterdir()) == [other, tmp_path / "model"]
 
 
-def _create(url: str, ready: object, name: str, data: bytes, wins: object) -> None:
-    store = Store(url)
-    ready.wait()
-    for number in range(20):
-        try:
-            store.create(f"{name}/{number}", data)
-        except Exists:
-            continue
-        wins.put((number, data))
-
-
 def test_of_processes_that_create_one_name_exactly_one_wins(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    ready, wins = context.Barrier(3), context.Queue()
-    racers = [
-        context.Process(target=_create, args=(str(tmp_path), ready, "g", str(i).encode(), wins)) for i in range(3)
-    ]
-    for racer in racers:
-        racer.start()
-    won = dict(wins.get(timeout=60) for _ in range(20))
-    for racer in racers:
-        racer.join(60)
-    assert wins.empty() and [racer.exitcode for racer in racers] == [0, 0, 0]
-    assert {n: (tmp_path / "g" / str(n)).read_bytes() for n in range(20)} == won
-    assert len(list((tmp_path / "g").iterdir())) == 20
+    won = winners(str(tmp_path), num_racers=3, num_names=100)
+    assert won == [(number, (tmp_path / "g" / str(number)).read_bytes()) for number in range(100)]
+    assert len(list((tmp_path / "g").iterdir())) == 100
 
 
 def test_of_threads_that_create_one_name_in_memory_exactly_one_wins():

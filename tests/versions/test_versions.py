@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -132,8 +134,6 @@ def empty(path: Path) -> None:
 
 HARMS = [(file, harm) for file in FILES for harm in (flip, cut, empty, Path.unlink)]
 HARMS.remove(("manifest", flip))
-    (file, harm) for file in FILES for harm in (flip, cut, empty, Path.unlink) if (file, harm) != ("manifest", flip)
-]
 
 
 @pytest.mark.parametrize(("file", "harm"), HARMS)
@@ -259,3 +259,14 @@ def test_refused_versions_say_why(tmp_path):
     cut(file)
     reason = f"{file} is {size - 1} bytes, and should be {size}"
     assert versions.read_newest_good()[1] == [Refused(2, reason)]
+    assert versions.newest_good() == (versions.manifest(1), [Refused(2, reason)])
+
+
+def test_whether_versions_are_good_is_found_without_torch(tmp_path):
+    written = versions_in(tmp_path).write(snapshot_at(1))
+    code = (
+        "import sys; from shoal.versions import Store, Versions; manifest, _ = Versions(Store(sys.argv[1])).newest_good();"
+        "print(manifest.fingerprint); assert 'torch' not in sys.modules"
+    )
+    told = subprocess.run([sys.executable, "-c", code, tmp_path], check=True, capture_output=True, text=True)
+    assert told.stdout.strip() == written.fingerprint

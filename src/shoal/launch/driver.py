@@ -203,7 +203,10 @@ class Driver:
             self._progress.event(event)
 
     def _wait_for_workers(self) -> None:
-        """The leader may still be writing its last version."""
+        """The leader may still be writing its last version. Who had not joined yet will not hear of the end."""
+        joined = {e["worker"] for e in read_events(self._folder.events_path)[0] if e["kind"] == "joined"}
+        for name in set(self._crew.started_at_s) - joined:
+            self._fleet.kill(name)
         deadline_s = time.monotonic() + _GRACE_S
         while self._crew.started_at_s and time.monotonic() < deadline_s and self._exit_code is None:
             for gone in self._fleet.gone():

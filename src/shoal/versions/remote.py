@@ -13,6 +13,7 @@ from shoal.versions.store import Bytes
 
 _PIECE_BYTES = 16 << 20
 _CONFLICT_TRIES = 5
+_PATIENCE = {"retries": {"total_max_attempts": 2}}  # of the client; s3fs tries each call five times as it is
 
 
 class S3Files:
@@ -31,7 +32,7 @@ class S3Files:
                 f"a store at s3://{root} needs s3fs, which is missing; pip install 'shoal[s3]'"
             ) from error
         self._root = root.strip("/")
-        self._fs: Any = S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
+        self._fs: Any = S3FileSystem(use_listings_cache=False, skip_instance_cache=True, config_kwargs=_PATIENCE)
         self._obeyed = False
 
     def create(self, name: str, data: Bytes) -> None:

@@ -103,7 +103,7 @@ def _files_at(url: str) -> Files:
     if not separator or scheme in ("file", "local"):
         from shoal.versions.local import LocalFiles
 
-        return LocalFiles(Path(rest if separator else url))
+        return LocalFiles(Path(rest if separator else url).absolute())
     if scheme in ("s3", "s3a"):
         from shoal.versions.remote import S3Files
 

@@ -1,4 +1,4 @@
-"""A run's versions in its store: written whole, checked when read, kept by a rule."""
+"""A run's versions in its store: written whole, checked when read, kept by a rule. Imports torch only for tensors."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from shoal.clock import Clock, SystemClock
 from shoal.errors import Bug, ConfigError, StoreFault, VersionFault
-from shoal.versions.snapshot import Snapshot
 from shoal.versions.store import Absent, Bytes, Exists, Store
-from shoal.versions.tensor_file import from_bytes, to_parts
 
+if TYPE_CHECKING:
+    from shoal.versions.snapshot import Snapshot
+
+_T = TypeVar("_T")
 _FORMAT = 1
 _FOLDER = "versions"
 _MANIFEST = "manifest.json"
@@ -94,6 +96,8 @@ class Versions:
         return stored
 
     def _add(self, snapshot: Snapshot, fingerprint: str) -> Manifest:
+        from shoal.versions.tensor_file import to_parts
+
         tensors = (snapshot.model, snapshot.optimizer)
         parts = {file: to_parts(t) for file, t in zip(_files(fingerprint), tensors, strict=True)}
         manifest = Manifest(
@@ -156,14 +160,15 @@ class Versions:
 
     def read_newest_good(self) -> tuple[Snapshot, list[Refused]]:
         """The newest version that is undamaged, and those newer than it; ``VersionFault`` if none is left."""
-        refused: list[Refused] = []
-        for step in reversed(self.steps()):
-            try:
-                return self._read(step), refused
-            except VersionFault as fault:
-                refused.append(Refused(step, fault.message))
-        reasons = "".join(f"; {r.reason}" for r in refused)
-        raise VersionFault(f"no good version is stored in {self._store.url}{reasons}")
+        snapshot, refused = self._first_good(self._read)
+        if snapshot is None:
+            reasons = "".join(f"; {r.reason}" for r in refused)
+            raise VersionFault(f"no good version is stored in {self._store.url}{reasons}")
+        return snapshot, refused
+
+    def newest_good(self) -> tuple[Manifest | None, list[Refused]]:
+        """The newest version that is undamaged, if there is one, and those newer than it. Reads every byte of it."""
+        return self._first_good(self._check)
 
     def discard(self, step: int) -> None:
         """Make ``step`` no version any more, such as a damaged one before a run goes on from the one before it."""
@@ -197,17 +202,32 @@ class Versions:
             self._store.delete(_name(step, _MANIFEST))
         return manifest
 
+    def _first_good(self, reader: Callable[[int], _T]) -> tuple[_T | None, list[Refused]]:
+        refused: list[Refused] = []
+        for step in reversed(self.steps()):
+            try:
+                return reader(step), refused
+            except VersionFault as fault:
+                refused.append(Refused(step, fault.message))
+        return None, refused
+
     def _good(self, step: int) -> Manifest | None:
-        """The manifest of ``step`` if all of it is there and undamaged. Reads every byte."""
         try:
-            manifest = self.manifest(step)
-            for file in manifest.files:
-                self._checked(manifest, file)
+            return self._check(step)
         except VersionFault:
             return None
+
+    def _check(self, step: int) -> Manifest:
+        """The manifest of ``step``; ``VersionFault`` unless all of it is there and undamaged."""
+        manifest = self.manifest(step)
+        for file in manifest.files:
+            self._checked(manifest, file)
         return manifest
 
     def _read(self, step: int) -> Snapshot:
+        from shoal.versions.snapshot import Snapshot
+        from shoal.versions.tensor_file import from_bytes
+
         manifest = self.manifest(step)
         model, optimizer = (
             from_bytes(self._checked(manifest, file), f"{self._store.url}/{_name(step, file)}")
