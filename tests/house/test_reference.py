@@ -1,0 +1,56 @@
+"""The reference pages say what there is: all of it, and nothing else."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator, Sequence
+
+import click
+
+from shoal.cli.main import shoal
+from tests.house.reading import ROOT, Module
+
+EVENTS = (ROOT / "docs" / "reference" / "events.md").read_text()
+CLI = (ROOT / "docs" / "reference" / "cli.md").read_text()
+COMMON_FIELDS = {"at_s", "kind", "source"}
+
+
+def noted(modules: Sequence[Module]) -> Iterator[tuple[str, frozenset[str]]]:
+    """The kind and fields of every event that the package notes."""
+    for node in (node for module in modules for node in ast.walk(module.tree)):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr == "note"
+            and node.args
+        ):
+            kind = node.args[0]
+            if isinstance(kind, ast.Constant):
+                yield kind.value, frozenset(keyword.arg for keyword in node.keywords if keyword.arg)
+
+
+def documented() -> dict[str, frozenset[str]]:
+    rows = re.findall(r"^\| `(\w+)` \| ((?:`\w+`(?:, )?)+) \|", EVENTS, re.MULTILINE)
+    return {kind: frozenset(re.findall(r"\w+", fields)) for kind, fields in rows if kind not in COMMON_FIELDS}
+
+
+def test_every_event_is_documented_with_its_fields(package_modules: Sequence[Module]) -> None:
+    assert dict(noted(package_modules)) == documented()
+
+
+def test_every_verb_has_a_section() -> None:
+    assert set(re.findall(r"^## shoal (\w+)$", CLI, re.MULTILINE)) == set(shoal.commands)
+
+
+def test_every_option_is_in_the_section_of_its_verb() -> None:
+    sections = dict(re.findall(r"^## shoal (\w+)$(.*?)(?=^## )", CLI, re.MULTILINE | re.DOTALL))
+    for name, command in shoal.commands.items():
+        options = {flag for p in command.params if isinstance(p, click.Option) for flag in p.opts if flag[:2] == "--"}
+        assert options == set(re.findall(r"--[a-z][a-z-]*", sections[name])) - known_elsewhere(name, options)
+
+
+def known_elsewhere(name: str, options: set[str]) -> set[str]:
+    """Options of other verbs that a section may speak of."""
+    others = {flag for verb, c in shoal.commands.items() if verb != name for p in c.params for flag in p.opts}
+    return others - options
