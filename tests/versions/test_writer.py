@@ -3,8 +3,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from shoal.versions import BackgroundWriter, Failed, Saved, Snapshot, Versions
-from shoal.versions.versions import Manifest
+from shoal.versions import BackgroundWriter, Failed, Manifest, Saved, Snapshot, Versions
 from tests.versions.small import Failing, snapshot_at, versions_in
 
 SOON_S = 60.0

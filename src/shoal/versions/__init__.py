@@ -6,15 +6,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shoal.versions.manifest import Manifest
     from shoal.versions.snapshot import Snapshot, capture, fingerprint, restore
     from shoal.versions.store import Absent, Exists, Store
-    from shoal.versions.versions import Manifest, Refused, Versions
+    from shoal.versions.versions import Refused, Versions
     from shoal.versions.writer import BackgroundWriter, Failed, Saved
 
 _HOMES = {
+    "manifest": ("Manifest",),
     "snapshot": ("Snapshot", "capture", "fingerprint", "restore"),
     "store": ("Absent", "Exists", "Store"),
-    "versions": ("Manifest", "Refused", "Versions"),
+    "versions": ("Refused", "Versions"),
     "writer": ("BackgroundWriter", "Failed", "Saved"),
 }
 

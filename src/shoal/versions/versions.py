@@ -3,46 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import msgspec
+from typing import TYPE_CHECKING, TypeVar
 
 from shoal.clock import Clock, SystemClock
-from shoal.errors import Bug, ConfigError, StoreFault, VersionFault
+from shoal.errors import ConfigError, StoreFault, VersionFault
+from shoal.versions.manifest import Manifest, file_names, from_json, record_of, sealed, to_json
 from shoal.versions.store import Absent, Bytes, Exists, Store
 
 if TYPE_CHECKING:
     from shoal.versions.snapshot import Snapshot
 
 _T = TypeVar("_T")
-_FORMAT = 1
 _FOLDER = "versions"
 _MANIFEST = "manifest.json"
-_FINGERPRINT = re.compile(r"[0-9a-f]{16}")
-
-
-class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What a version's file must be."""
-
-    sha256: str
-    size_bytes: int
-
-
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What makes a version: its step, fingerprint and files. ``created_at`` is ISO 8601 in UTC."""
-
-    format: int
-    step: int
-    fingerprint: str
-    created_at: str
-    files: dict[str, FileRecord]
-    meta: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -82,8 +58,6 @@ class Versions:
         lie, without a further copy. ``StoreFault`` if the store refuses; then nothing that was stored has changed.
         """
         fingerprint = str(snapshot.meta.get("fingerprint", ""))
-        if not _FINGERPRINT.fullmatch(fingerprint):
-            raise Bug(f"the meta of step {snapshot.step} needs a fingerprint of 16 hex digits; it has {fingerprint!r}")
         stored = self._kept(snapshot.step) or self._add(snapshot, fingerprint)
         if stored.fingerprint != fingerprint:
             raise VersionFault(
@@ -99,16 +73,17 @@ class Versions:
         from shoal.versions.tensor_file import to_parts
 
         tensors = (snapshot.model, snapshot.optimizer)
-        parts = {file: to_parts(t) for file, t in zip(_files(fingerprint), tensors, strict=True)}
+        parts = {file: to_parts(t) for file, t in zip(file_names(fingerprint), tensors, strict=True)}
+        now = datetime.fromtimestamp(self._clock.wall_s(), UTC)
         manifest = Manifest(
-            format=_FORMAT,
             step=snapshot.step,
             fingerprint=fingerprint,
-            created_at=datetime.fromtimestamp(self._clock.wall_s(), UTC).isoformat(timespec="milliseconds"),
-            files={file: _record(file_parts) for file, file_parts in parts.items()},
+            created_at=now.isoformat(timespec="milliseconds"),
+            files={file: record_of(file_parts) for file, file_parts in parts.items()},
             meta=dict(snapshot.meta),
         )
-        text = _to_json(manifest)
+        manifest = sealed(manifest)
+        text = to_json(manifest)
         for file, file_parts in parts.items():
             self._store.put(_name(snapshot.step, file), *file_parts)
         try:
@@ -127,21 +102,12 @@ class Versions:
 
     def manifest(self, step: int) -> Manifest:
         """What is stored of ``step``; ``VersionFault`` if nothing is, or its manifest is damaged."""
-        where = f"{self._store.url}/{_name(step, _MANIFEST)}"
+        name = _name(step, _MANIFEST)
         try:
-            manifest = msgspec.json.decode(self._store.read(_name(step, _MANIFEST)), type=Manifest)
+            data = self._store.read(name)
         except Absent as error:
             raise VersionFault(f"no version of step {step} is stored in {self._store.url}", step=step) from error
-        except msgspec.MsgspecError as error:
-            raise VersionFault(f"{where} is damaged: {error}", step=step) from error
-        if manifest.format != _FORMAT:
-            reason = f"is of format {manifest.format}, and this shoal reads {_FORMAT}; use the one that wrote it"
-            raise VersionFault(f"{where} {reason}", step=step)
-        genuine = manifest.step == step and _FINGERPRINT.fullmatch(manifest.fingerprint)
-        if not genuine or manifest.files.keys() != {*_files(manifest.fingerprint)}:
-            what = f"step {manifest.step}, {manifest.fingerprint}, and the files {sorted(manifest.files)}"
-            raise VersionFault(f"{where} is not of this version: it tells of {what}", step=step)
-        return manifest
+        return from_json(data, step, self._where(name))
 
     def read(self, step: int | None = None) -> Snapshot:
         """The version of ``step``, or the newest, every byte checked.
@@ -230,47 +196,27 @@ class Versions:
 
         manifest = self.manifest(step)
         model, optimizer = (
-            from_bytes(self._checked(manifest, file), f"{self._store.url}/{_name(step, file)}")
-            for file in _files(manifest.fingerprint)
+            from_bytes(self._checked(manifest, file), self._where(_name(step, file)))
+            for file in file_names(manifest.fingerprint)
         )
         return Snapshot(step, model, optimizer, manifest.meta)
 
     def _checked(self, manifest: Manifest, file: str) -> Bytes:
         name = _name(manifest.step, file)
-        where, wanted = f"{self._store.url}/{name}", manifest.files[file]
+        where, wanted = self._where(name), manifest.files[file]
         try:
             data = self._store.read(name)
         except Absent as error:
             raise VersionFault(f"{where} is missing", step=manifest.step) from error
         if len(data) != wanted.size_bytes:
             raise VersionFault(f"{where} is {len(data)} bytes, and should be {wanted.size_bytes}", step=manifest.step)
-        if _record([data]) != wanted:
+        if record_of([data]) != wanted:
             raise VersionFault(f"{where} is damaged: its sha256 is not that of its manifest", step=manifest.step)
         return data
+
+    def _where(self, name: str) -> str:
+        return f"{self._store.url.rstrip('/')}/{name}"
 
 
 def _name(step: int, file: str) -> str:
     return f"{_FOLDER}/{step:010d}/{file}"
-
-
-def _files(fingerprint: str) -> tuple[str, str]:
-    return f"model-{fingerprint}.safetensors", f"optimizer-{fingerprint}.safetensors"
-
-
-def _record(parts: Sequence[Bytes]) -> FileRecord:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return FileRecord(sha256=digest.hexdigest(), size_bytes=sum(len(part) for part in parts))
-
-
-def _to_json(manifest: Manifest) -> bytes:
-    """As JSON; ``ConfigError`` if the meta would come back as something else: NaN, keys that are no strings, tuples."""
-    value: Mapping[str, Any] = msgspec.to_builtins(manifest)
-    try:
-        text = json.dumps(value, indent=1, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"the meta of step {manifest.step} is not JSON: {error}") from error
-    if json.loads(text)["meta"] != manifest.meta:
-        raise ConfigError(f"the meta of step {manifest.step} is not JSON: a key is no string, or a list is a tuple")
-    return text.encode()
