@@ -13,7 +13,6 @@ from tests.house.reading import ROOT, Module
 
 EVENTS = (ROOT / "docs" / "reference" / "events.md").read_text()
 CLI = (ROOT / "docs" / "reference" / "cli.md").read_text()
-COMMON_FIELDS = {"at_s", "kind", "source"}
 
 
 def noted(modules: Sequence[Module]) -> Iterator[tuple[str, frozenset[str]]]:
@@ -32,7 +31,7 @@ def noted(modules: Sequence[Module]) -> Iterator[tuple[str, frozenset[str]]]:
 
 def documented() -> dict[str, frozenset[str]]:
     rows = re.findall(r"^\| `(\w+)` \| ((?:`\w+`(?:, )?)+) \|", EVENTS, re.MULTILINE)
-    return {kind: frozenset(re.findall(r"\w+", fields)) for kind, fields in rows if kind not in COMMON_FIELDS}
+    return {kind: frozenset(re.findall(r"\w+", fields)) for kind, fields in rows}
 
 
 def test_every_event_is_documented_with_its_fields(package_modules: Sequence[Module]) -> None:
