@@ -271,7 +271,9 @@ class Cluster:
                 break
             if not self._settle_once():
                 self._awaken()
-        assert self.newest.ended, f"the run stands still: {self.newest.state}"
+        state = self.newest.state
+        assert self.newest.ended, f"the run stands still: {state}"
+        assert not state.leaving & set(state.members) or state.healing, "who asked to leave was kept to the end"
 
     def _awaken(self) -> None:
         """Nothing moves: what time alone would bring."""

@@ -180,14 +180,22 @@ def _be_worker(job: Any, start: Start) -> int:
     return work(job, assignment)
 
 
+def warm_up() -> None:
+    """Import what every worker needs, before any is forked. Torch gets one thread, so that it starts none here."""
+    import torch
+
+    import shoal.launch.working  # noqa: F401
+
+    torch.set_num_threads(1)
+    torch.optim.SGD([torch.zeros(1)], lr=1.0)  # the first optimizer of a process imports much of torch
+
+
 def main() -> int:
     """``python -m shoal.launch.nursery JOB_FILE [FIELD=VALUE ...]``"""
     path, settings = Path(sys.argv[1]), sys.argv[2:]
 
     def load() -> tuple[Any, dict[str, Any]]:
-        import torch
-
-        torch.set_num_threads(1)
+        warm_up()
         from shoal.launch.rehearsal import about, prepared
 
         job, job_hash = prepared(path, settings)

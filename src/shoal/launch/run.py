@@ -19,6 +19,7 @@ from shoal.errors import ConfigError, ShoalError
 from shoal.events import Event, read_events
 from shoal.launch.driver import Driver, Stopping
 from shoal.launch.local import LocalFleet
+from shoal.launch.nursery import warm_up
 from shoal.launch.progress import Progress, Silent, progress_for
 from shoal.training.folder import RunFolder
 
@@ -329,9 +330,7 @@ def _fleet_for(job: Job | str | Path, on: str, settings: Sequence[str], options:
 
 def _fleet_of_value(job: Job, settings: Sequence[str]) -> LocalFleet:
     def load() -> tuple[Any, dict[str, Any]]:
-        import torch
-
-        torch.set_num_threads(1)
+        warm_up()
         from shoal.job import override, parse_settings
         from shoal.launch.rehearsal import about
 

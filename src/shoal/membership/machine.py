@@ -65,6 +65,8 @@ class State:
     """Members of the world that are lost; empty again in the next one."""
     awaited: frozenset[str] = frozenset()
     leaving: frozenset[str] = frozenset()
+    departed: frozenset[str] = frozenset()
+    """Who was lost or has left. A name is never used again, so a late message of theirs brings no one back."""
     healing: frozenset[str] = frozenset()
     finished: frozenset[str] = frozenset()
     stored: Standing = NOTHING
@@ -138,17 +140,16 @@ def step(state: State, event: Event) -> Result:
 
 def _joined(state: State, event: Joined) -> Result:
     newcomer = event.worker not in state.present
-    untold = state.phase is Phase.ATTACHING and event.worker in state.awaited
-    if not newcomer and not untold and state.pool.get(event.worker) != NOTHING:
+    if state.phase is Phase.ATTACHING and event.worker in state.awaited:
+        # The world that names it was recorded, and its coordinator died before it could tell.
+        return _resume_if_all(replace(state, awaited=state.awaited - {event.worker}, resumed=True))
+    if event.worker in state.departed or (not newcomer and state.pool.get(event.worker) != NOTHING):
         return state, []
     state = replace(
         state,
         pool={**state.pool, event.worker: NOTHING},
         unreachable={**state.unreachable, event.worker: event.unreachable},
     )
-    if untold:
-        # The world that names it was recorded, and its coordinator died before it could tell.
-        return _resume_if_all(replace(state, awaited=state.awaited - {event.worker}, resumed=True))
     if state.phase is Phase.RUNNING and _can_admit(state, event.worker):
         return _halt(state, at_boundary=True)
     if state.phase is Phase.GATHERING:
@@ -221,6 +222,7 @@ def _forget(state: State, worker: str) -> State:
         gone=state.gone | ({worker} & set(state.members)),
         awaited=state.awaited - {worker},
         leaving=state.leaving - {worker},
+        departed=state.departed | {worker},
     )
 
 

@@ -6,32 +6,44 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 from torch import Tensor
 
 from shoal.errors import ConfigError, Fault, LinkFault
-from shoal.serving.codec import decode_response, encode_request
+from shoal.serving.codec import decode_datatypes, decode_response, encode_request
 from shoal.serving.extra import serve_extra
 
 
 def predict(url: str, inputs: Mapping[str, Any], timeout_s: float = 30.0) -> dict[str, Tensor]:
     """The outputs by name of the model at ``url``, such as ``http://127.0.0.1:8000/v2/models/fashion``.
 
-    ``inputs``: tensors, or what ``torch.as_tensor`` takes, by name; the first axis counts samples. ``ConfigError``
-    with the server's reason if it refuses the request, ``Fault`` if the model fails, ``LinkFault`` if no one answers.
+    ``inputs``: tensors or NumPy arrays by name, or nested lists, for which the server is first asked what they are; the
+    first axis counts samples. ``ConfigError`` with the server's reason if it refuses the request, ``Fault`` if the
+    model fails, ``LinkFault`` if no one answers.
     """
+    address = url.rstrip("/")
+    values = {name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in inputs.items()}
+    datatypes = {}
+    if not all(isinstance(value, Tensor) for value in values.values()):
+        datatypes = decode_datatypes(_ask("GET", address, None, timeout_s))
+    return decode_response(_ask("POST", f"{address}/infer", encode_request(values, datatypes), timeout_s))
+
+
+def _ask(method: str, address: str, body: bytes | None, timeout_s: float) -> bytes:
     with serve_extra():
         import httpx
-    body = encode_request({name: torch.as_tensor(value) for name, value in inputs.items()})
-    address = f"{url.rstrip('/')}/infer"
+    headers = {"Content-Type": "application/json"}
     try:
-        response = httpx.post(address, content=body, headers={"Content-Type": "application/json"}, timeout=timeout_s)
+        response = httpx.request(method, address, content=body, headers=headers, timeout=timeout_s)
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-        raise ConfigError(f"a model's address looks like http://127.0.0.1:8000/v2/models/NAME, not {url!r}") from error
+        raise ConfigError(
+            f"a model's address looks like http://127.0.0.1:8000/v2/models/NAME, not {address!r}"
+        ) from error
     except httpx.TransportError as error:
         raise LinkFault(f"no answer from {address} ({error!r}): is a server running there?") from error
     if response.is_success:
-        return decode_response(response.content)
+        return response.content
     message = f"{address} answered {response.status_code}: {_reason(response.text)}"
     raise Fault(message) if response.status_code >= 500 else ConfigError(message)
 

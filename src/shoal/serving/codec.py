@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
+import numpy as np
 from msgspec import UNSET, Raw, UnsetType
 from torch import Tensor
 
@@ -50,8 +52,13 @@ class _Response(msgspec.Struct, omit_defaults=True):
     id: str | None = None
 
 
+class _Metadata(msgspec.Struct):
+    inputs: list[_Tensor]
+
+
 _request = msgspec.json.Decoder(_Request)
 _response = msgspec.json.Decoder(_Response)
+_metadata = msgspec.json.Decoder(_Metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,9 +184,31 @@ def _tensor(name: str, tensor: Tensor, blob: bytes | None = None) -> _Tensor:
     return plain
 
 
-def encode_request(inputs: Mapping[str, Tensor]) -> bytes:
-    """A request in JSON for all outputs. ``ConfigError`` for a dtype or a number that cannot be sent."""
-    return msgspec.json.encode(_Request(inputs=[_tensor(name, tensor) for name, tensor in inputs.items()]))
+def encode_request(inputs: Mapping[str, Any], datatypes: Mapping[str, str]) -> bytes:
+    """A request in JSON for all outputs. ``datatypes`` says what inputs that are not tensors, but lists, are.
+
+    ``ConfigError`` for an input of unknown datatype, uneven lists, and dtypes and numbers that cannot be sent.
+    """
+    tensors = []
+    for name, value in inputs.items():
+        if isinstance(value, Tensor):
+            tensors.append(_tensor(name, value))
+            continue
+        _require_known("input", [name], list(datatypes))
+        try:
+            shape, data = list(np.shape(value)), Raw(msgspec.json.encode(value))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"input {name!r} must be a tensor or evenly nested lists of numbers: {error}") from error
+        tensors.append(_Tensor(name=name, shape=shape, datatype=datatypes[name], data=data))
+    return msgspec.json.encode(_Request(inputs=tensors))
+
+
+def decode_datatypes(body: bytes) -> dict[str, str]:
+    """The inputs' datatypes by name, from a model's metadata. ``ConfigError`` if it is none."""
+    try:
+        return {spec.name: spec.datatype for spec in _metadata.decode(body).inputs}
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise ConfigError(f"a model's metadata in JSON was needed, and something else came: {error}") from error
 
 
 def decode_response(body: bytes) -> dict[str, Tensor]:

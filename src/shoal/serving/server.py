@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
+from urllib.parse import quote
 
 from shoal.errors import ConfigError
 from shoal.serving.extra import serve_extra
@@ -15,14 +17,21 @@ if TYPE_CHECKING:
     import uvicorn
 
 
-def serve(predictor: Predictor, host: str = "127.0.0.1", port: int = 8000) -> None:
+def serve(
+    predictor: Predictor,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    announce: Callable[[str], object] = lambda model_url: None,
+) -> None:
     """Answer until SIGTERM or SIGINT; then finish the requests at hand and end by that signal. Main thread only.
 
-    Listens on the loopback alone unless told otherwise: there is neither authentication nor encryption. ``ConfigError``
-    if the address cannot be had.
+    Listens on the loopback alone unless told otherwise: there is neither authentication nor encryption. ``port`` 0
+    takes a free one. ``announce`` is called with the model's address once it accepts connections. ``ConfigError`` if
+    the address cannot be had.
     """
     server = _make(predictor)
     with _listen(host, port) as listener:
+        announce(_model_url(_url(listener), predictor))
         server.run(sockets=[listener])
 
 
@@ -32,9 +41,8 @@ class Server:
     def __init__(self, predictor: Predictor, host: str = "127.0.0.1", port: int = 0) -> None:
         self._server = _make(predictor)
         self._listener = _listen(host, port)
-        address = f"[{host}]" if ":" in host else host
-        self.url = f"http://{address}:{self._listener.getsockname()[1]}"
-        self.model_url = f"{self.url}/v2/models/{predictor.name}"
+        self.url = _url(self._listener)
+        self.model_url = _model_url(self.url, predictor)
         # Connections that come before the thread is ready wait in the listener's backlog.
         self._thread = threading.Thread(target=self._server.run, args=([self._listener],), name="serve", daemon=True)
 
@@ -48,6 +56,15 @@ class Server:
         self._server.should_exit = True
         self._thread.join()
         self._listener.close()
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _model_url(url: str, predictor: Predictor) -> str:
+    return f"{url}/v2/models/{quote(predictor.name, safe='')}"
 
 
 def _make(predictor: Predictor) -> uvicorn.Server:
@@ -72,6 +89,6 @@ def _listen(host: str, port: int) -> socket.socket:
         listener = socket.create_server((host, port), family=family, backlog=2048)
     except (OSError, OverflowError) as error:
         raise ConfigError(f"cannot serve on {host}:{port}: {error}; choose another host or port") from error
-    # asyncio does this only where it made the socket; without it, every answer waits 40 ms for the client's delayed ack.
+    # asyncio does this only where it made the socket; without it, an answer waits 40 ms for a delayed ack.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener

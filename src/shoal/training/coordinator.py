@@ -95,6 +95,8 @@ class Coordinator:
             self._handle_command(worker, message)
         elif isinstance(message, msg.Hello | msg.Attach):
             self._introduce(worker, message, now_s)
+        elif isinstance(message, msg.Note):
+            self._write({"at_s": self._clock.wall_s(), "source": worker, **message.event})
         elif worker in self._expelled:
             self._listener.send(worker, msg.Dismissed(reason="the others went on without it", expelled=True))
         elif worker not in self._identities:
@@ -120,7 +122,8 @@ class Coordinator:
                 self.note("joined", worker=worker, host=message.identity.host, pid=message.identity.pid)
             self._apply(m.Joined(worker, frozenset(message.unreachable)))
         else:
-            self.note("attached", worker=worker, generation=message.generation, pid=message.identity.pid)
+            if first:
+                self.note("attached", worker=worker, generation=message.generation, pid=message.identity.pid)
             self._apply(m.Attached(worker, message.generation, message.standing, message.halted))
 
     def _refusal(self, identity: msg.Identity) -> str:
@@ -171,8 +174,6 @@ class Coordinator:
                 for member in self._state.members:
                     if member != worker and message.generation == self._state.generation:
                         self._listener.send(member, message)
-            case msg.Note():
-                self._write({"at_s": self._clock.wall_s(), "source": worker, **message.event})
             case msg.Failed():
                 self._end(msg.Ended(outcome="failed", reason=message.reason, kind=message.kind))
 
