@@ -1,4 +1,4 @@
-"""One battery over every metric of the package: what it must equal, how it merges, how it is stored, what it refuses."""
+"""One battery over every metric: what it must equal, how it merges, how it is stored, what it refuses."""
 
 from __future__ import annotations
 

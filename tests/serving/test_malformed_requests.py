@@ -8,8 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from shoal.serving import ModelPredictor
-from shoal.serving.app import make_app
+from shoal.serving import ModelPredictor, Server
 
 INFER = "/v2/models/scaled/infer"
 ROW = {"name": "row", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}
@@ -55,7 +54,7 @@ MALFORMED = {
     "another number of axes": (row(shape=[3]), "shape must be [-1, 3]"),
     "no samples": (row(shape=[0, 3], data=[]), "not [0, 3]"),
     "a negative shape": (row(shape=[-1, 3]), "not [-1, 3]"),
-    "a shape of fractions": (row(shape=[1.5, 3]), "Expected `int`, got `float` - at `$.inputs[...].shape[...]`"),
+    "a shape of fractions": (row(shape=[1.5, 3]), "Expected `int`, got `float`"),
     "fewer values": (row(data=[1, 2]), "shape [1, 3] takes 3 values, and 2 came"),
     "a huge shape": (row(shape=[2**60, 3]), "and 3 came"),
     "unequal numbers of samples": (row(shape=[2, 3], data=[0] * 6), "row has 2, times has 1"),
@@ -65,7 +64,7 @@ MALFORMED = {
     "data nested too deep": (row(data=[[[1, 2, 3]]]), "it is nested 3 deep"),
     "data nested unevenly": (row(shape=[2, 3], data=[[1, 2, 3], [1]]), "nested evenly"),
     "data nested otherwise": (row(data=[[1], [2], [3]]), "nested as [1, 3] was needed, and it is nested as [3, 1]"),
-    "text for a number": (row(data=["a", 2, 3]), "data must be FP32 values: Expected `float`, got `str` - at `$[...]`"),
+    "text for a number": (row(data=["a", 2, 3]), "data must be FP32 values: Expected `float`, got `str`"),
     "null for a number": (row(data=[None, 2, 3]), "got `null`"),
     "NaN": (raw_row(b"[NaN, 1, 2]"), "JSON is malformed"),
     "infinity": (raw_row(b"[1e999, 1, 2]"), "out of range"),
@@ -131,13 +130,12 @@ def test_an_unknown_address_is_refused_in_json(
 
 
 def test_a_body_above_the_limit_is_413(predictor: ModelPredictor) -> None:
-    from starlette.testclient import TestClient
-
-    with TestClient(make_app(predictor, max_body_bytes=1000)) as client:
-        assert client.post(INFER, content=request()).status_code == 200
-        answer = client.post(INFER, content=request(id="x" * 1000))
+    with Server(predictor, max_body_bytes=1_000_000) as server:
+        infer = f"{server.model_url}/infer"
+        assert httpx.post(infer, content=request(id="x" * 900_000)).status_code == 200
+        answer = httpx.post(infer, content=request(id="x" * 20_000_000))
         assert answer.status_code == 413
-        assert "may have 1000 bytes" in answer.json()["error"]
+        assert "may have 1000000 bytes, and 20000" in answer.json()["error"]
 
 
 def test_a_server_answers_on_after_every_refusal(http: httpx.Client) -> None:

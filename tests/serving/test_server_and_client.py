@@ -69,7 +69,7 @@ def test_no_server_is_a_link_fault() -> None:
         predict(f"http://127.0.0.1:{port}/v2/models/m", {"x": ROW})
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8000/v2/models/m", "ftp://x/v2/models/m", "http://[", ""])
+@pytest.mark.parametrize("url", ["127.0.0.1:8000/v2/models/m", "ftp://x/v2/models/m", "http://host:port", ""])
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match=r"looks like http://127\.0\.0\.1:8000/v2/models/NAME"):
         predict(url, {"x": ROW})

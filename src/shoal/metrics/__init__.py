@@ -8,6 +8,6 @@ from shoal.metrics.metric import Metric, Value
 from shoal.metrics.table import from_state
 
 __all__ = [
-    "AUC", "F1", "MAE", "RMSE", "Accuracy", "AveragePrecision", "Confusion", "LogLoss", "Mean", "Metric", "TopK", "Value",
-    "from_state",
+    "AUC", "F1", "MAE", "RMSE", "Accuracy", "AveragePrecision", "Confusion", "LogLoss", "Mean", "Metric", "TopK",
+    "Value", "from_state",
 ]  # fmt: skip

@@ -38,10 +38,10 @@ class ExactSum:
         if not distinct.size:
             return cls(0)
         # Halves of 21 and 32 bits, so that 2**31 of each add up within an int64.
-        high = np.add.reduceat(whole >> 32, starts).tolist()
-        low = np.add.reduceat(whole & 0xFFFFFFFF, starts).tolist()
+        highs = np.add.reduceat(whole >> 32, starts).tolist()
+        lows = np.add.reduceat(whole & 0xFFFFFFFF, starts).tolist()
         shifts = (distinct + (_UNIT_BITS - _MANTISSA_BITS)).tolist()
-        return cls(sum(_shift((h << 32) + l, s) for h, l, s in zip(high, low, shifts, strict=True)))
+        return cls(sum(_shift((high << 32) + low, bits) for high, low, bits in zip(highs, lows, shifts, strict=True)))
 
     def __add__(self, other: ExactSum) -> Self:
         return type(self)(self.units + other.units)

@@ -20,7 +20,7 @@ class Metric(Protocol):
     """
 
     def merge(self, other: Self) -> Self:
-        """The metric over both sets of samples. ``ConfigError`` if ``other`` is another metric, or has other options."""
+        """The metric over both sets of samples. ``ConfigError`` if ``other`` is another metric or has other options."""
         ...
 
     def value(self) -> Value:

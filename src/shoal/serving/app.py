@@ -23,11 +23,10 @@ from shoal.job.task import TensorSpec
 from shoal.serving.codec import LENGTH_HEADER, decode_request, encode_response
 from shoal.serving.predictor import Predictor
 
-MAX_BODY_BYTES = 64 * 2**20
 _log = logging.getLogger(__name__)
 
 
-def make_app(predictor: Predictor, max_body_bytes: int = MAX_BODY_BYTES) -> Starlette:
+def make_app(predictor: Predictor, max_body_bytes: int) -> Starlette:
     """An ASGI app that answers for one model. Every refusal is ``{"error": reason}``: 400 for a request that cannot be
     what was meant, 404 for another model, version or address, 413 for a body above ``max_body_bytes``, 500 where the
     model fails. The model runs in one thread of its own, so health is answered while it computes."""
@@ -107,11 +106,13 @@ class _Endpoints:
         size = 0
         async for chunk in request.stream():
             size += len(chunk)
-            if size > self.max_body_bytes:
-                raise HTTPException(
-                    413, f"a body may have {self.max_body_bytes} bytes, and more came: send fewer samples"
-                )
-            chunks.append(chunk)
+            # What is too much is still read, and forgotten: a client that writes hears no answer before it is done.
+            if size <= self.max_body_bytes:
+                chunks.append(chunk)
+        if size > self.max_body_bytes:
+            raise HTTPException(
+                413, f"a body may have {self.max_body_bytes} bytes, and {size} came: send fewer samples"
+            )
         return b"".join(chunks)
 
 

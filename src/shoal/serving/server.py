@@ -21,25 +21,29 @@ def serve(
     predictor: Predictor,
     host: str = "127.0.0.1",
     port: int = 8000,
-    announce: Callable[[str], object] = lambda model_url: None,
+    announce: Callable[[str], object] | None = None,
+    max_body_bytes: int = 64 * 2**20,
 ) -> None:
     """Answer until SIGTERM or SIGINT; then finish the requests at hand and end by that signal. Main thread only.
 
     Listens on the loopback alone unless told otherwise: there is neither authentication nor encryption. ``port`` 0
-    takes a free one. ``announce`` is called with the model's address once it accepts connections. ``ConfigError`` if
-    the address cannot be had.
+    takes a free one. ``announce`` is called with the model's address once it accepts connections. A request's body may
+    have ``max_body_bytes``. ``ConfigError`` if the address cannot be had.
     """
-    server = _make(predictor)
+    server = _make(predictor, max_body_bytes)
     with _listen(host, port) as listener:
-        announce(_model_url(_url(listener), predictor))
+        if announce:
+            announce(_model_url(_url(listener), predictor))
         server.run(sockets=[listener])
 
 
 class Server:
     """Serve in a thread while the context lasts. ``port`` 0 takes a free one; ``url`` tells which, at once."""
 
-    def __init__(self, predictor: Predictor, host: str = "127.0.0.1", port: int = 0) -> None:
-        self._server = _make(predictor)
+    def __init__(
+        self, predictor: Predictor, host: str = "127.0.0.1", port: int = 0, max_body_bytes: int = 64 * 2**20
+    ) -> None:
+        self._server = _make(predictor, max_body_bytes)
         self._listener = _listen(host, port)
         self.url = _url(self._listener)
         self.model_url = _model_url(self.url, predictor)
@@ -67,13 +71,13 @@ def _model_url(url: str, predictor: Predictor) -> str:
     return f"{url}/v2/models/{quote(predictor.name, safe='')}"
 
 
-def _make(predictor: Predictor) -> uvicorn.Server:
+def _make(predictor: Predictor, max_body_bytes: int) -> uvicorn.Server:
     with serve_extra():
         import uvicorn
 
         from shoal.serving.app import make_app
     config = uvicorn.Config(
-        make_app(predictor),
+        make_app(predictor, max_body_bytes),
         lifespan="on",
         log_level="warning",
         access_log=False,
