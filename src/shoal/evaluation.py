@@ -81,6 +81,7 @@ def _on(device: str, batch: Batch) -> Batch:
 
 
 def _add(one: dict[str, Metric], other: Mapping[str, Metric]) -> dict[str, Metric]:
-    if not isinstance(other, Mapping) or not all(isinstance(metric, Metric) for metric in other.values()):
+    given: object = other
+    if not isinstance(given, Mapping) or not all(isinstance(metric, Metric) for metric in given.values()):
         raise ConfigError('task.metrics must return metrics by name, such as {"accuracy": Accuracy.of(logits, labels)}')
     return {**one, **{name: one[name].merge(metric) if name in one else metric for name, metric in other.items()}}

@@ -18,7 +18,9 @@ as_json = click.option("--json", "json_", is_flag=True, help="Print one JSON val
 @click.command("eval")
 @click.argument("run", default="latest")
 @at_version
-@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes to share the lanes.")
+@click.option(
+    "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes to share the lanes."
+)
 @click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Replace any field of the job.")
 @as_json
 def evaluate(run: str, version: int | None, workers: int, settings: tuple[str, ...], json_: bool) -> None:
@@ -60,7 +62,9 @@ def predict(target: str, inputs: Any, version: int | None) -> None:
     except json.JSONDecodeError as error:
         raise ConfigError(f"{inputs.name} is not JSON: {error}") from None
     if not isinstance(tensors, dict):
-        raise ConfigError(f'{inputs.name} must hold an object such as {{"image": [[…]]}}, not a {type(tensors).__name__}')
+        raise ConfigError(
+            f'{inputs.name} must hold an object such as {{"image": [[…]]}}, not a {type(tensors).__name__}'
+        )
     click.echo(json.dumps(_predicted(target, tensors, version)))
 
 

@@ -103,7 +103,13 @@ def list_(json_: bool) -> None:
 
 
 def _row(run: runs.Run) -> dict[str, Any]:
-    return {"run": run.name, "outcome": _outcome(run), "reason": run.reason, "figures": run.figures, "path": str(run.path)}
+    return {
+        "run": run.name,
+        "outcome": _outcome(run),
+        "reason": run.reason,
+        "figures": run.figures,
+        "path": str(run.path),
+    }
 
 
 def _outcome(run: runs.Run) -> str:

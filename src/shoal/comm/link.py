@@ -26,7 +26,7 @@ _PING_MS = 1000
 
 def bound_address(socket: zmq.Socket[bytes]) -> str:
     """The host:port that a socket listens on."""
-    return bytes(socket.getsockopt(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode().removeprefix("tcp://")  # type: ignore[arg-type]
+    return bytes(socket.getsockopt(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode().removeprefix("tcp://")
 
 
 @dataclass(frozen=True)

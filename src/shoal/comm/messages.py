@@ -31,14 +31,14 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
 # Workers to the coordinator
 
 
-class Hello(Message):
+class Hello(Message, frozen=True):
     """A newcomer that holds nothing asks to come in. Sent again, with what it cannot reach, while it waits."""
 
     identity: Identity
     unreachable: list[str] = []
 
 
-class Attach(Message):
+class Attach(Message, frozen=True):
     """A worker that knew an earlier coordinator introduces itself to its replacement."""
 
     identity: Identity
@@ -47,7 +47,7 @@ class Attach(Message):
     halted: bool
 
 
-class Beat(Message):
+class Beat(Message, frozen=True):
     """I am alive. ``phase`` is what the training loop does, since ``phase_s``."""
 
     generation: int
@@ -58,7 +58,7 @@ class Beat(Message):
     figures: dict[str, float] = {}
 
 
-class Report(Message):
+class Report(Message, frozen=True):
     """I have stopped in this generation, and hold this."""
 
     generation: int
@@ -67,14 +67,14 @@ class Report(Message):
     reason: str = ""
 
 
-class Caught(Message):
+class Caught(Message, frozen=True):
     """I have caught up with the others of this generation, and can take lanes."""
 
     generation: int
     step: int
 
 
-class Taken(Message):
+class Taken(Message, frozen=True):
     """The deal of this number is in force from this step on."""
 
     generation: int
@@ -82,17 +82,17 @@ class Taken(Message):
     step: int
 
 
-class Leave(Message):
+class Leave(Message, frozen=True):
     """I want to leave at the next boundary."""
 
 
-class Saved(Message):
+class Saved(Message, frozen=True):
     """A version is whole in the store."""
 
     standing: Standing
 
 
-class Done(Message):
+class Done(Message, frozen=True):
     """I have committed the last step, and these are the figures of the last evaluation.
 
     ``stored``: and I know that its version is whole in the store.
@@ -104,7 +104,7 @@ class Done(Message):
     stored: bool = False
 
 
-class Meet(Message):
+class Meet(Message, frozen=True):
     """A part of the address that this generation's collectives meet at, for all its members."""
 
     generation: int
@@ -112,13 +112,13 @@ class Meet(Message):
     value: bytes
 
 
-class Note(Message):
+class Note(Message, frozen=True):
     """An event for the run's log."""
 
     event: dict[str, Any]
 
 
-class Failed(Message):
+class Failed(Message, frozen=True):
     """The job itself cannot go on, on any worker. ``kind`` names the error's class."""
 
     kind: str
@@ -128,32 +128,32 @@ class Failed(Message):
 # The driver, and commands, to the coordinator
 
 
-class Watch(Message):
+class Watch(Message, frozen=True):
     """The driver announces itself: tell me what you want."""
 
     driver: str
 
 
-class Exited(Message):
+class Exited(Message, frozen=True):
     """A process of the driver's has ended."""
 
     worker: str
     reason: str
 
 
-class Scale(Message):
+class Scale(Message, frozen=True):
     """Go on with this many workers."""
 
     target: int
 
 
-class Stop(Message):
+class Stop(Message, frozen=True):
     """End the run at the newest version."""
 
     reason: str
 
 
-class Ask(Message):
+class Ask(Message, frozen=True):
     """How does the run stand?"""
 
 
@@ -165,21 +165,21 @@ ToCoordinator = (
 # The coordinator to workers
 
 
-class Welcome(Message):
+class Welcome(Message, frozen=True):
     """You are known; wait for a world. ``peers`` are the members' transfer addresses."""
 
     coordinator: str
     peers: dict[str, str]
 
 
-class Enter(Message):
+class Enter(Message, frozen=True):
     """A new generation, and where its members are found."""
 
     world: World
     addresses: dict[str, str]
 
 
-class Pause(Message):
+class Pause(Message, frozen=True):
     """Stop in this generation and report: at once, or at the first boundary at which all have got this.
 
     ``probe``: try first which of the others can be reached.
@@ -190,7 +190,7 @@ class Pause(Message):
     probe: bool = False
 
 
-class Deal(Message):
+class Deal(Message, frozen=True):
     """Other lanes, from the first boundary at which all have got this."""
 
     generation: int
@@ -198,20 +198,20 @@ class Deal(Message):
     lanes: Lanes
 
 
-class Conclude(Message):
+class Conclude(Message, frozen=True):
     """Store the version of the first boundary at which all have got this, and end there."""
 
     generation: int
 
 
-class Dismissed(Message):
+class Dismissed(Message, frozen=True):
     """You are out."""
 
     reason: str
     expelled: bool
 
 
-class Ended(Message):
+class Ended(Message, frozen=True):
     """The run is over. ``outcome`` is ``done``, ``stopped`` or ``failed``."""
 
     outcome: str
@@ -219,7 +219,7 @@ class Ended(Message):
     kind: str = ""
 
 
-class WhoAreYou(Message):
+class WhoAreYou(Message, frozen=True):
     """I do not know you; say ``Attach``."""
 
     coordinator: str
@@ -228,14 +228,14 @@ class WhoAreYou(Message):
 # The coordinator to drivers and commands
 
 
-class Wanted(Message):
+class Wanted(Message, frozen=True):
     """What the driver is to see to: how many workers, and which are to be ended."""
 
     target: int
     expelled: list[str]
 
 
-class Answer(Message):
+class Answer(Message, frozen=True):
     """How the run stands, or whether a command was taken."""
 
     ok: bool

@@ -60,8 +60,8 @@ class Job:
     Give ``epochs`` or ``steps``. ``schedule`` maps a step (0-based) to a factor on each group's learning rate.
     ``clip_norm`` bounds the global L2 norm of the averaged gradient. ``precision`` ``bf16`` computes losses under
     autocast. ``evaluate_every_steps`` measures on ``test`` during training too; the end of training always does.
-    ``fingerprint_every_steps``: how often the workers compare what they hold. ``log_every_steps``: how often the loss goes to the event log.
-    ``num_threads``: torch's, a worker.
+    ``fingerprint_every_steps``: how often the workers compare what they hold. ``log_every_steps``: how often the loss
+    goes to the event log. ``num_threads``: torch's, a worker.
     """
 
     task: Task
@@ -87,11 +87,11 @@ class Job:
     patience: Patience = field(default_factory=Patience)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.task, Task):
-            missing = [m for m in ("model", "loss", "metrics") if not callable(getattr(self.task, m, None))]
+        task: object = self.task
+        if not isinstance(task, Task):
+            missing = [m for m in ("model", "loss", "metrics") if not callable(getattr(task, m, None))]
             raise ConfigError(
-                f"task must have the methods model, loss and metrics; {type(self.task).__name__} lacks "
-                f"{', '.join(missing)}"
+                f"task must have the methods model, loss and metrics; {type(task).__name__} lacks {', '.join(missing)}"
             )
         if not callable(self.optimizer):
             raise ConfigError("optimizer must be a function from parameters to a torch optimizer, such as lambda p: …")

@@ -69,7 +69,7 @@ def _known(name: str, full: str, names: Sequence[str]) -> str:
 
 
 def _parsed(name: str, text: str, hint: Any) -> Any:
-    plain = [t for t in (typing.get_args(hint) or (hint,))]
+    plain = list(typing.get_args(hint) or (hint,))
     if any(t not in (int, float, str, bool, type(None)) for t in plain if not isinstance(t, str)):
         raise ConfigError(f"{name} is not a number or a word; set it in the job file")
     given = None if text.lower() == "none" else text
@@ -89,8 +89,8 @@ def describe(job: Job, settings: Mapping[str, str] | None = None) -> dict[str, A
     }
     described = {f.name: _plain(getattr(job, f.name)) for f in dataclasses.fields(job)}
     described["from"] = {
-        **{name: "default" for name in sorted(defaults)},
-        **{name: "flag" for name in sorted(settings or {})},
+        **dict.fromkeys(sorted(defaults), "default"),
+        **dict.fromkeys(sorted(settings or {}), "flag"),
     }
     return described
 

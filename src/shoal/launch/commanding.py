@@ -28,7 +28,9 @@ def ask(address: str, key: JobKey, message: object) -> msg.Answer:
                     return answer
     finally:
         link.close()
-    raise LinkFault(f"the coordinator at {address} did not answer within {_PATIENCE_S:g} s: is it there, is the key its?")
+    raise LinkFault(
+        f"the coordinator at {address} did not answer within {_PATIENCE_S:g} s: is it there, is the key its?"
+    )
 
 
 def command(folder: RunFolder, message: object) -> msg.Answer:

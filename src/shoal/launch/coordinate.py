@@ -1,4 +1,4 @@
-"""The coordinator's process: ``python -m shoal.launch.coordinate RUN_FOLDER``. Started by a driver; torch is not loaded."""
+"""The coordinator's process: ``python -m shoal.launch.coordinate RUN_FOLDER``, started by a driver. Loads no torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 from shoal.clock import SystemClock
 from shoal.comm import messages as msg
@@ -42,7 +43,7 @@ def _coordinate(options: argparse.Namespace) -> int:
     folder = RunFolder(options.folder)
     record = folder.read_record()
     key = JobKey.read(folder.key_path)
-    listener = Listener(options.host, options.port, key, msg.ToCoordinator)  # type: ignore[arg-type]
+    listener: Listener[Any] = Listener(options.host, options.port, key, msg.ToCoordinator)  # type: ignore[arg-type]
     log = EventLog(folder.events_path)
     try:
         coordinator = Coordinator(listener, Generations(Store(record["store"])), log, record, SystemClock())

@@ -213,4 +213,3 @@ class Driver:
                 self._crew.started_at_s.pop(gone.name, None)
             time.sleep(_TICK_S)
         self._follow()
-

@@ -1,8 +1,8 @@
-"""A process that has the job loaded and forks a worker from itself whenever one is wanted: in milliseconds, not seconds.
+"""A process that has the job loaded, and forks a worker from itself whenever one is wanted: in milliseconds.
 
-It has one thread and makes no use of torch, so that a fork of it is sound. It speaks JSON lines: ``{"start": {...}}`` and
-``{"kill": name}`` in, ``{"ready": {...}}``, ``{"refused": {...}}`` and ``{"exited": name, "reason": text}`` out. Its workers
-end when it does, and it ends when its input does.
+It has one thread and makes no use of torch, so that a fork of it is sound. It speaks JSON lines: ``{"start": {...}}``
+and ``{"kill": name}`` in; ``{"ready": {...}}``, ``{"refused": {...}}``, ``{"started": name, "pid": number}`` and
+``{"exited": name, "reason": text, "code": number}`` out. Its workers end when it does, and it ends when its input does.
 """
 
 from __future__ import annotations
@@ -159,8 +159,8 @@ def _be_worker(job: Any, start: Start) -> int:
         os.dup2(nothing.fileno(), 0)
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    sys.stdout = open(1, "w", buffering=1, closefd=False)
-    sys.stderr = open(2, "w", buffering=1, closefd=False)
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
 
     import torch
 
@@ -209,5 +209,3 @@ def main() -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
-
-

@@ -85,9 +85,7 @@ class Bar:
         self._bar.start()
 
     def update(self, status: dict[str, Any]) -> None:
-        self._bar.update(
-            self._task, completed=status["step"], total=status["total_steps"], description=summary(status)
-        )
+        self._bar.update(self._task, completed=status["step"], total=status["total_steps"], description=summary(status))
 
     def event(self, event: Event) -> None:
         text = story(event)
@@ -109,7 +107,7 @@ def progress_for(out: IO[str]) -> Progress:
 def summary(status: dict[str, Any]) -> str:
     """A status in one line."""
     workers = [w for w in status["workers"] if w["rank"] is not None]
-    at = max(workers, key=lambda w: w.get("step", -1), default={})
+    at: dict[str, Any] = max(workers, key=lambda w: w.get("step", -1), default={})
     parts = [f"step {status['step']}/{status['total_steps']}"]
     if "loss" in at:
         parts += [f"loss {at['loss']:.4f}", f"{at['samples_per_s']:.0f} samples/s"]

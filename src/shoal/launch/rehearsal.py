@@ -45,10 +45,10 @@ def rehearse(job: Job) -> None:
     if job.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device 'cuda' was asked for and this machine has none; say device='cpu'")
     replica = _tried("task.model or the optimizer", lambda: Replica(job))
-    batch = _first_samples(job, job.train, "train")
+    batch = _first_samples(job.train, "train")
     _tried(f"task.loss on {_SAMPLES} training samples", lambda: _loss(job, replica, batch))
     if job.test is not None:
-        batch = _first_samples(job, job.test, "test")
+        batch = _first_samples(job.test, "test")
         replica.model.eval()
         with torch.no_grad():
             found = _tried(f"task.metrics on {_SAMPLES} test samples", lambda: job.task.metrics(replica.model, batch))
@@ -61,7 +61,7 @@ def _loss(job: Job, replica: Replica, batch: Any) -> None:
             raise ConfigError("task.loss must depend on the model's parameters; it has no gradient")
 
 
-def _first_samples(job: Job, source: Source, name: str) -> Any:
+def _first_samples(source: Source, name: str) -> Any:
     sizes = source.block_sizes()
     if sum(sizes) == 0:
         raise ConfigError(f"the {name} source has no samples")
@@ -96,7 +96,7 @@ def _in_a_fork(check: Any) -> None:
             check()
         except ShoalError as error:
             answer = {"message": str(error), "exit_code": error.exit_code}
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - the other process raises it
             answer = {"message": f"{type(error).__name__}: {error}", "exit_code": 1}
         os.write(theirs, msgspec.json.encode(answer))
         os._exit(0)
@@ -109,5 +109,3 @@ def _in_a_fork(check: Any) -> None:
     answer = msgspec.json.decode(data)
     if answer["exit_code"]:
         raise ConfigError(answer["message"]) if answer["exit_code"] == 2 else ShoalError(answer["message"])
-
-

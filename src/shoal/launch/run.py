@@ -128,7 +128,9 @@ def _held(folder: RunFolder) -> Iterator[None]:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError:
-        raise ConfigError(f"{folder.name} is under way already; `shoal status {folder.name}` tells how it stands") from None
+        raise ConfigError(
+            f"{folder.name} is under way already; `shoal status {folder.name}` tells how it stands"
+        ) from None
     finally:
         os.close(handle)
 
@@ -207,7 +209,9 @@ def resume(
     settings = [*record["settings"], *settings]
     source = job or record["job_file"]
     if source is None:
-        raise ConfigError(f"{folder.name} was started from Python; resume it there: shoal.resume({folder.name!r}, job=job)")
+        raise ConfigError(
+            f"{folder.name} was started from Python; resume it there: shoal.resume({folder.name!r}, job=job)"
+        )
     fleet = _fleet_for(source, record["on"], settings, options)
     size = Size.parse(workers) if workers is not None else None
     record |= fleet.about
@@ -240,7 +244,9 @@ def drive(folder: RunFolder, record: dict[str, Any], fleet: Any, options: TrainO
             folder.write_record(record)
             fleet.settle(folder, record)
             progress = options.shown()
-            progress.say(f"run {folder.name}: {record['total_steps']} steps, {record['workers']} workers, in {folder.path}")
+            progress.say(
+                f"run {folder.name}: {record['total_steps']} steps, {record['workers']} workers, in {folder.path}"
+            )
             with _stopped_by_sigterm():
                 ended, exit_code = Driver(folder, record, fleet, progress).run()
     except BaseException:
@@ -310,10 +316,8 @@ def _new_folder(stem: str, name: str | None) -> RunFolder:
 def _fleet_for(job: Job | str | Path, on: str, settings: Sequence[str], options: TrainOptions) -> Any:
     if on not in ("local", "ray", "manual"):
         raise ConfigError(f"on must be local, ray or manual, not {on!r}")
-    if isinstance(job, str | Path):
-        local = LocalFleet.of_file(Path(job), settings)
-    else:
-        local = _fleet_of_value(job, settings)
+    is_file = isinstance(job, str | Path)
+    local = LocalFleet.of_file(Path(job), settings) if is_file else _fleet_of_value(job, settings)
     if on == "local":
         return local
     if not isinstance(job, str | Path):
@@ -338,4 +342,3 @@ def _fleet_of_value(job: Job, settings: Sequence[str]) -> LocalFleet:
         return changed, about(changed, f"pid-{os.getpid()}", settings)
 
     return LocalFleet.of_value(load)
-

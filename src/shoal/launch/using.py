@@ -53,7 +53,9 @@ def _filled(model: nn.Module, snapshot: Snapshot) -> nn.Module:
     try:
         model.load_state_dict(_with_ties(model, snapshot.model))
     except RuntimeError as error:
-        raise ConfigError(f"version {snapshot.step} does not fit the job's model; has its code changed? {error}") from error
+        raise ConfigError(
+            f"version {snapshot.step} does not fit the job's model; has its code changed? {error}"
+        ) from error
     return model.eval()
 
 
@@ -82,7 +84,7 @@ def evaluate(
     lanes = deal(job.num_lanes, {str(rank): 1.0 for rank in range(workers)})
     if workers == 1:
         return merged([_measure(job, model, lanes["0"])])
-    return merged(_in_forks([lambda own=own: _measure(job, model, own) for own in lanes.values()]))  # type: ignore[misc]
+    return merged(_in_forks([lambda own=own: _measure(job, model, own) for own in lanes.values()]))
 
 
 def _measure(job: Job, model: nn.Module, lanes: Sequence[int]) -> bytes:
@@ -118,7 +120,7 @@ def _fork(part: Any) -> tuple[int, int]:
         with os.fdopen(theirs, "wb") as pipe:
             pipe.write(part())
         code = 0
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - told by the exit code
         os.write(2, f"{type(error).__name__}: {error}\n".encode())
     finally:
         os._exit(code)
@@ -151,7 +153,9 @@ def predict(run: Run | str | Path, inputs: Mapping[str, Any], version: int | Non
     tensors = {}
     for spec in served.inputs:
         if spec.name not in inputs:
-            raise ConfigError(f"input {spec.name} is needed ({spec.datatype} {list(spec.shape)}); came: {', '.join(inputs)}")
+            raise ConfigError(
+                f"input {spec.name} is needed ({spec.datatype} {list(spec.shape)}); came: {', '.join(inputs)}"
+            )
         tensors[spec.name] = _as_spec(spec, inputs[spec.name])
     return dict(served.predict(tensors))
 

@@ -27,6 +27,6 @@ from shoal.membership.world import NOTHING, Lanes, Origin, Rules, Standing, Worl
 
 __all__ = [
     "NOTHING", "Action", "Announce", "Attached", "Await", "DeadlinePassed", "DealTaken", "Dismiss", "End", "Event",
-    "Finished", "Halt", "Healed", "Joined", "Lanes", "LeaveAsked", "Lost", "Origin", "Phase", "Redeal", "Reported", "Rules",
-    "Scaled", "Stalled", "Standing", "State", "Stored", "World", "begin", "step", "take_over",
+    "Finished", "Halt", "Healed", "Joined", "Lanes", "LeaveAsked", "Lost", "Origin", "Phase", "Redeal", "Reported",
+    "Rules", "Scaled", "Stalled", "Standing", "State", "Stored", "World", "begin", "step", "take_over",
 ]  # fmt: skip

@@ -27,7 +27,9 @@ class Arrays:
 
     def __init__(self, *arrays: Any, block_rows: int = 256, **named: Any) -> None:
         if bool(arrays) == bool(named):
-            raise ConfigError("Arrays takes arrays, or arrays by name, and not both; for example Arrays(images, labels)")
+            raise ConfigError(
+                "Arrays takes arrays, or arrays by name, and not both; for example Arrays(images, labels)"
+            )
         if block_rows < 1:
             raise ConfigError(f"block_rows must be at least 1, not {block_rows}")
         given = named or {str(index): array for index, array in enumerate(arrays)}
@@ -36,7 +38,9 @@ class Arrays:
         self._block_rows = block_rows
         sizes = {name: len(array) for name, array in self._arrays.items()}
         if len(set(sizes.values())) > 1:
-            raise ConfigError(f"arrays must have one length; they have {', '.join(f'{n}: {s}' for n, s in sizes.items())}")
+            raise ConfigError(
+                f"arrays must have one length; they have {', '.join(f'{n}: {s}' for n, s in sizes.items())}"
+            )
         self._num_samples = next(iter(sizes.values()))
 
     def block_sizes(self) -> tuple[int, ...]:

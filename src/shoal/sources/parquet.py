@@ -254,7 +254,9 @@ def _check_schema(first_path: str, first: Any, path: str, schema: Any) -> None:
     for name in dict.fromkeys((*first.names, *schema.names)):
         kinds = [str(s.field(name).type) if name in s.names else "absent" for s in (first, schema)]
         if kinds[0] != kinds[1]:
-            raise ConfigError(f"column {name} is {kinds[0]} in {first_path} and {kinds[1]} in {path}; give files of one schema")
+            raise ConfigError(
+                f"column {name} is {kinds[0]} in {first_path} and {kinds[1]} in {path}; give files of one schema"
+            )
 
 
 def _check_columns(columns: list[str] | None, there: list[str]) -> None:

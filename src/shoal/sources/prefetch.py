@@ -21,7 +21,7 @@ class LocalBatch:
     epoch: int
     num_samples: int
     batches: list[Batch] = field(default_factory=list)
-    ledger: Ledger = Ledger()
+    ledger: Ledger = field(default_factory=Ledger)
 
 
 class Prefetch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -52,9 +52,9 @@ def joined(batches: Sequence[Batch]) -> Batch:
     first = batches[0]
     if len(batches) == 1:
         return first
-    if isinstance(first, Mapping):
+    if isinstance(first, dict):
         return {name: torch.cat([batch[name] for batch in batches]) for name in first}  # type: ignore[call-overload]
-    return tuple(torch.cat([batch[i] for batch in batches]) for i in range(len(first)))
+    return tuple(torch.cat(list(column)) for column in zip(*batches, strict=True))  # type: ignore[arg-type]
 
 
 def rows_of(batch: Batch, rows: Tensor) -> Batch:

@@ -96,7 +96,7 @@ class Reducer:
         for bucket in self._buckets:
             for index, parameter in enumerate(bucket.parameters):
                 hook = partial(self._reached, bucket, index)
-                self._hooks.append(parameter.register_post_accumulate_grad_hook(hook))
+                self._hooks.append(parameter.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
 
     def _release(self) -> None:
         """A lone worker needs neither buckets nor hooks."""

@@ -28,7 +28,7 @@ class Bucket:
         first = parameters[0]
         sizes = [p.numel() for p in parameters]
         flat = torch.zeros(sum(sizes) + len(parameters), dtype=first.dtype, device=first.device)
-        pieces = flat[: sum(sizes)].split(sizes)
+        pieces = torch.split(flat[: sum(sizes)], sizes)
         views = [piece.view(p.shape) for piece, p in zip(pieces, parameters, strict=True)]
         return Bucket(list(parameters), flat, views, flat[sum(sizes) :])
 

@@ -42,7 +42,7 @@ class AgreedBuffers:
         """Take the sums as the committed buffers; with none, those that forward left."""
         for flat in agreed:
             buffers = [b for b in self._live if b.dtype.is_floating_point == flat.dtype.is_floating_point]
-            for buffer, piece in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+            for buffer, piece in zip(buffers, torch.split(flat, [b.numel() for b in buffers]), strict=True):
                 buffer.copy_(piece.view(buffer.shape))
         self.keep()
 

@@ -12,7 +12,7 @@ from shoal.training.replica import seed_everything, step_seed
 
 
 def plain_loop(job: Job) -> tuple[nn.Module, list[float]]:
-    """The plain PyTorch loop of one process over the job's samples, in the job's order: the model, and each step's loss."""
+    """The plain PyTorch loop over the job's samples in the job's order: the model, and each step's loss."""
     seed_everything(job.seed)
     model = job.task.model()
     optimizer = job.optimizer(model.parameters())

@@ -40,8 +40,8 @@ class Progress:
 class Agent:
     """Speaks for a worker. The loop calls its methods; the thread answers the coordinator.
 
-    The loop either rests (it waits in ``next_summons``, and the agent tells what it holds to whoever asks) or takes part
-    in a generation, in which it looks at ``order`` once a step.
+    The loop either rests (it waits in ``next_summons``, and the agent tells what it holds to whoever asks) or takes
+    part in a generation, in which it looks at ``order`` once a step.
     """
 
     def __init__(self, address: str, key: JobKey, name: str, identity: msg.Identity, meet_s: float) -> None:
@@ -102,7 +102,7 @@ class Agent:
                 group.abort()
 
     def rest(self, generation: int, standing: Standing) -> None:
-        """The loop is about to wait for a summons, and holds this. A pause that came too late to be heeded is answered."""
+        """The loop is about to wait for a summons, and holds this. A pause that came too late is answered."""
         pause = self._settle(generation, standing)
         if isinstance(pause, msg.Pause):
             self.send(msg.Report(generation=pause.generation, standing=standing, reason="asked while coming to rest"))

@@ -1,7 +1,7 @@
 """The coordinator's process: carries out what the membership machine decides.
 
-It holds nothing that is not in the run's store or in the workers: killed, it is started again, and the workers attach to
-the new one. Imports neither torch nor a job's code.
+It holds nothing that is not in the run's store or in the workers: killed, it is started again, and the workers attach
+to the new one. Imports neither torch nor a job's code.
 """
 
 from __future__ import annotations
@@ -46,9 +46,7 @@ class Coordinator:
             total_steps=record["total_steps"],
         )
         stored = generations.newest_stored()
-        self._state = replace(
-            m.begin(rules, record["workers"], stored), generation=generations.newest_number()
-        )
+        self._state = replace(m.begin(rules, record["workers"], stored), generation=generations.newest_number())
         self._identities: dict[str, msg.Identity] = {}
         self._figures: dict[str, dict[str, Any]] = {}
         self._drivers: set[str] = set()
@@ -242,9 +240,7 @@ class Coordinator:
                     self._announce(action.world)
                 case m.Halt():
                     self.note("halt", generation=action.generation, at_boundary=action.at_boundary)
-                    pause = msg.Pause(
-                        generation=action.generation, at_boundary=action.at_boundary, probe=action.probe
-                    )
+                    pause = msg.Pause(generation=action.generation, at_boundary=action.at_boundary, probe=action.probe)
                     self._send(action.members, pause)
                 case m.Redeal():
                     deal = msg.Deal(generation=action.generation, number=action.number, lanes=action.lanes)
@@ -324,5 +320,3 @@ class Coordinator:
 
 def _counts(lanes: m.Lanes) -> dict[str, int]:
     return {worker: len(own) for worker, own in lanes.items()}
-
-

@@ -19,15 +19,15 @@ from shoal.versions import Versions
 def plan_steps(job: Job) -> Steps:
     """Which samples each of the job's steps takes."""
     num_samples = sum(job.train.block_sizes())
-    return Steps(num_samples, job.global_batch, job.num_lanes, epochs=job.epochs, total_steps=job.steps)
+    return Steps(num_samples, job.global_batch, job.num_lanes, epochs=job.epochs, total_steps=job.steps or 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Assignment:
     """What a launcher tells a worker: its name, where the coordinator is, and what the run is made of.
 
-    ``address`` is the coordinator's host:port; ``store`` the URL of the run's store; ``host`` the address that the other
-    workers reach this one at.
+    ``address`` is the coordinator's host:port; ``store`` the URL of the run's store; ``host`` the address that the
+    other workers reach this one at.
     """
 
     name: str

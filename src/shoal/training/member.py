@@ -204,8 +204,8 @@ class Member:
         now_s = time.monotonic()
         self._step_s, self._step_began_s = now_s - self._step_began_s, now_s
         loss = roll.loss_sum / roll.ledger.count
-        figures = {"loss": loss, "samples_per_s": roll.ledger.count / self._step_s, "epoch": epoch}
-        self._kit.agent.at("compute", step=self._step, **figures)
+        per_s = roll.ledger.count / self._step_s
+        self._kit.agent.at("compute", step=self._step, loss=loss, samples_per_s=per_s, epoch=epoch)
         self._losses.append(loss)
         every = self._kit.job.log_every_steps
         if self._leader and self._step % every == 0:
@@ -263,9 +263,7 @@ class Member:
         figures = self._evaluate() if complete else {}
         stored = self._store()
         standing = kit.replica.standing()
-        kit.agent.send(
-            msg.Done(generation=self._world.generation, standing=standing, figures=figures, stored=stored)
-        )
+        kit.agent.send(msg.Done(generation=self._world.generation, standing=standing, figures=figures, stored=stored))
 
     def _store(self) -> bool:
         if self._scribe is None:
@@ -306,4 +304,3 @@ def _number(order: Order | None) -> int:
         case msg.Deal():
             return order.number
     return 0
-

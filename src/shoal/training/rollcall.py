@@ -20,8 +20,8 @@ _MASK = (1 << _PIECE_BITS) - 1
 
 @dataclass(frozen=True)
 class Call:
-    """What one member says. ``order``: the number of the order that it holds, 0 for none. ``fingerprint``: 16 hex digits
-    of what it holds, or nothing when none is due or it is still catching up."""
+    """What one member says. ``order``: the number of the order that it holds, 0 for none. ``fingerprint``: 16 hex
+    digits of what it holds, or nothing when none is due or it is still catching up."""
 
     ledger: Ledger
     loss_sum: float

@@ -1,4 +1,4 @@
-"""Writes versions to the run's store off the critical path, and progress to its log: one member of a generation does."""
+"""Writes versions to the run's store, off the critical path: one member of a generation does."""
 
 from __future__ import annotations
 
@@ -68,4 +68,3 @@ class Scribe:
                 return news
         reason = next((w.reason for w in reversed(news) if isinstance(w, Failed)), "it did not answer")
         raise StoreFault(f"the version of step {snapshot.step} could not be stored: {reason}", step=snapshot.step)
-

@@ -1,4 +1,4 @@
-"""A worker: builds its replica, joins the run, and takes part in one generation after another until it is told to end."""
+"""A worker: builds its replica, joins the run, takes part in one generation after another until it is told to end."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Worker:
             self._close(member)
             cut = self._who_is_cut(enter, error)
             kit.agent.report(generation, kit.replica.standing(), cut, str(error))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the run fails, and says with what
             self._close(member)
             self._fail(member, error)
         else:
