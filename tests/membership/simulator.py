@@ -95,7 +95,7 @@ class Coordinator:
                     self._announce(action)
                 case Halt() | Redeal():
                     if isinstance(action, Redeal):
-                        self.cluster.check_deal(action.lanes, action.members, self.state.healing)
+                        self.cluster.check_redeal(action)
                     for member in action.members:
                         self._send(member, action)
                 case Dismiss():
@@ -105,7 +105,8 @@ class Coordinator:
                 case Await():
                     self.deadline = (action.phase, action.generation)
                 case End():
-                    assert max(self.cluster.truth.store, default=-1) >= self.cluster.rules.total_steps
+                    assert self.state.world is not None
+                    self.cluster.check_end(self.state.world)
                     self.over = self.ended = True
 
     def _announce(self, action: Announce) -> None:
@@ -150,6 +151,16 @@ class Cluster:
         assert dealt == list(range(self.rules.num_lanes)), "every lane has exactly one host"
         assert set(lanes) <= set(members), "only members host lanes"
         assert not any(lanes.get(worker) for worker in healing), "who still heals has no lanes"
+
+    def check_redeal(self, redeal: Redeal) -> None:
+        world = self.truth.records[redeal.generation]
+        caught_up = {w.name for w in self.workers.values() if w.generation >= world.generation and not w.shadows}
+        self.check_deal(dict(redeal.lanes), redeal.members, frozenset(world.sources) - caught_up)
+
+    def check_end(self, world: World) -> None:
+        assert max(self.truth.store, default=-1) == self.rules.total_steps, "the last version is not stored"
+        last = self.truth.present[world.generation, self.rules.total_steps]
+        assert last.keys() == set(world.members), "a member has not committed the last step"
 
     def check_world(self, world: World, target: int, waiting: frozenset[str]) -> None:
         records, rules = self.truth.records, self.rules
@@ -248,7 +259,7 @@ class Cluster:
             self.heal(worker)
         elif not worker.move() and self.has_fault(worker):
             worker.stop()
-        elif self.random.random() < 0.2:
+        elif self.random.random() < 0.3:
             worker.save_newest_stable()
 
     def heal(self, worker: Worker) -> bool:
@@ -342,7 +353,7 @@ _ON_WORKER: dict[str, Callable[[Cluster, Worker], None]] = {
     "fail": lambda cluster, worker: worker.stop() if worker.trains and cluster.has_fault(worker) else None,
 }
 _WEIGHTS = {
-    "say": 22, "hear": 22, "advance": 40, "join": 4, "duplicate": 2, "lose": 1, "kill": 1, "freeze": 1, "thaw": 2,
+    "say": 22, "hear": 22, "advance": 50, "join": 5, "duplicate": 2, "lose": 1, "kill": 2, "freeze": 1, "thaw": 2,
     "leave": 1, "scale": 1, "stall": 1, "cut": 1, "deadline": 1, "replace coordinator": 1, "relink": 3, "beat": 2, "fail": 3,
 }  # fmt: skip
 _EVENTS = [name for name, weight in _WEIGHTS.items() for _ in range(weight)]

@@ -25,7 +25,7 @@ def test_ten_thousand_histories_end_with_every_step_stored(capsys):
     seen = Counter()
     for seed in range(NUM_HISTORIES):
         random = Random(seed)
-        cluster = play(random, random.randint(10, 150))
+        cluster = play(random, random.randint(10, 300))
         worlds = cluster.truth.records.values()
         seen["histories"] += 1
         seen["generations"] += len(worlds)
@@ -36,4 +36,4 @@ def test_ten_thousand_histories_end_with_every_step_stored(capsys):
     with capsys.disabled():
         print(", ".join(f"{count} {what}" for what, count in seen.items()))
     assert seen["histories"] == NUM_HISTORIES
-    assert min(seen.values()) > 500, "histories so tame show nothing"
+    assert min(seen.values()) > 300, "histories so tame show nothing"
