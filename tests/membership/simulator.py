@@ -362,7 +362,9 @@ _EVENTS = [name for name, weight in _WEIGHTS.items() for _ in range(weight)]
 def play(random: Random, num_events: int) -> Cluster:
     """A whole run: so many random events, then peace until it ends."""
     least = random.randint(1, 3)
-    rules = Rules(num_lanes=5, min_workers=least, max_workers=random.randint(least, 5), total_steps=random.randint(1, 12))
+    rules = Rules(
+        num_lanes=5, min_workers=least, max_workers=random.randint(least, 5), total_steps=random.randint(1, 12)
+    )
     cluster = Cluster(rules, random.randint(least, rules.max_workers), random)
     for _ in range(least):
         cluster.add_worker()
