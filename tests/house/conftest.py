@@ -9,6 +9,12 @@ from tests.house.reading import ROOT, Module, git_files, parse
 
 
 @pytest.fixture(scope="session")
+def root() -> Path:
+    """The project's folder."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
 def files() -> Sequence[Path]:
     """Every file of the project, from the root."""
     found = git_files()

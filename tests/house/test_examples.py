@@ -55,3 +55,11 @@ def test_a_job_of_the_examples_can_be_measured(job: Job) -> None:
 def test_the_examples_are_numbered_without_a_gap() -> None:
     numbers = [int(path.name[:2]) for path in EXAMPLES]
     assert numbers == list(range(1, len(EXAMPLES) + 1))
+
+
+def test_the_job_in_readme_is_one_of_the_examples() -> None:
+    block = (ROOT / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    example = (ROOT / "examples" / "01_fashion_mnist.py").read_text()
+    pieces = [piece for piece in block.split("\n\n") if piece.strip()]
+    assert pieces
+    assert not [piece for piece in pieces if piece.strip("\n") not in example]

@@ -1,0 +1,119 @@
+"""README's figures, from the files in ``benchmarks/results``: ``python -m benchmarks.tables`` writes them anew.
+
+A figure that has no file does not appear.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import REPOSITORY, RESULTS
+
+README = REPOSITORY / "README.md"
+BEGIN, END = "<!-- figures: python -m benchmarks.tables -->", "<!-- end of figures -->"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A row: the key in the result, what it means, and the bound that was set before it was measured."""
+
+    key: str
+    meaning: str
+    at_most: float | None = None
+    at_least: float | None = None
+
+    def bound(self) -> str:
+        """The bound as text; nothing if there is none."""
+        if self.at_most is not None:
+            return f"at most {self.at_most:g}"
+        return "" if self.at_least is None else f"at least {self.at_least:g}"
+
+    def holds(self, value: float) -> bool:
+        """Whether a value keeps the bound."""
+        below = self.at_most is None or value <= self.at_most
+        return below and (self.at_least is None or value >= self.at_least)
+
+
+TABLES: Mapping[str, tuple[str, Sequence[Figure]]] = {
+    "overhead": (
+        "What it costs when nothing goes wrong",
+        (
+            Figure(key="ratio_vs_ddp", meaning="step time, 2 workers, over torch's DDP", at_most=1.03),
+            Figure(key="ratio_vs_plain", meaning="step time, 1 worker, over a plain PyTorch loop", at_most=1.03),
+            Figure(key="memory_over_ddp", meaning="a worker's peak resident memory, over DDP's", at_most=1.05),
+        ),
+    ),
+    "recovery": (
+        "From a fault to the next committed step",
+        (
+            Figure(key="kill_s", meaning="a worker killed: seconds", at_most=0.5),
+            Figure(key="freeze_s", meaning="a worker frozen: seconds", at_most=3),
+            Figure(key="coordinator_s", meaning="the coordinator killed: seconds without a commit", at_most=1),
+            Figure(key="join_stall_s", meaning="a worker joins: the others' longest gap, seconds", at_most=0.5),
+            Figure(key="samples_lost", meaning="samples lost", at_most=0),
+            Figure(key="samples_repeated", meaning="samples repeated", at_most=0),
+            Figure(key="peer_best_s", meaning="the best of the others, the same kill: seconds"),
+        ),
+    ),
+    "exactly_once": (
+        "An epoch among faults",
+        (
+            Figure(key="faults", meaning="faults, drawn at random", at_least=20),
+            Figure(key="samples_lost", meaning="samples lost", at_most=0),
+            Figure(key="samples_repeated", meaning="samples repeated", at_most=0),
+            Figure(key="max_abs_diff", meaning="farthest parameter from an undisturbed run", at_most=1e-4),
+        ),
+    ),
+    "ingest": (
+        "Parquet into a training worker",
+        (
+            Figure(key="rows_per_s", meaning="rows a second"),
+            Figure(key="ratio_vs_dataloader", meaning="over torch's DataLoader on the same files", at_least=3),
+            Figure(key="iterable_rowgroup_ratio", meaning="over a row-group IterableDataset"),
+            Figure(key="ray_data_ratio", meaning="over Ray Data"),
+        ),
+    ),
+}
+
+
+def table(name: str, result: Mapping[str, Any]) -> str:
+    """One benchmark's table, in Markdown, with where and when it was measured."""
+    title, figures = TABLES[name]
+    rows = [row(figure, result["figures"]) for figure in figures if figure.key in result["figures"]]
+    machine = result["machine"]
+    where = (
+        f"`python -m benchmarks.{name}` on {machine['cores']} cores of {machine['processor']}, "
+        f"torch {machine['torch']}, {result['measured_at'][:10]}; [all of it](benchmarks/results/{name}.json)."
+    )
+    return "\n".join([f"**{title}.** {where}", "", "| | measured | wanted |", "|---|---|---|", *rows, ""])
+
+
+def row(figure: Figure, figures: Mapping[str, Any]) -> str:
+    """A figure beside its bound; one that falls short says so."""
+    value = figures[figure.key]
+    peer = f" ({figures['peer']})" if figure.key == "peer_best_s" and figures.get("peer") else ""
+    if value is None:
+        return f"| {figure.meaning} | not measured | {figure.bound()} |"
+    verdict = "" if figure.holds(value) else ": **missed**"
+    return f"| {figure.meaning}{peer} | {value:.4g} | {figure.bound()}{verdict} |"
+
+
+def render(readme: str, results: Path = RESULTS) -> str:
+    """``readme`` with the figures between its two marks replaced by what the files say."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"{README.name} must hold the lines {BEGIN} and {END}")
+    found = {name: results / f"{name}.json" for name in TABLES if (results / f"{name}.json").exists()}
+    tables = [table(name, json.loads(path.read_text())) for name, path in found.items()]
+    return "\n".join([before + begin, "", *tables, end + after]) if tables else before + begin + "\n" + end + after
+
+
+if __name__ == "__main__":
+    README.write_text(render(README.read_text()))
+    sys.exit(0)
