@@ -27,16 +27,18 @@ _log = logging.getLogger(__name__)
 
 
 def make_app(predictor: Predictor, max_body_bytes: int) -> Starlette:
-    """An ASGI app that answers for one model. Every refusal is ``{"error": reason}``: 400 for a request that cannot be
-    what was meant, 404 for another model, version or address, 413 for a body above ``max_body_bytes``, 500 where the
-    model fails. The model runs in one thread of its own, so health is answered while it computes."""
+    """An ASGI app that answers for one model, which runs in one thread of its own: health is answered meanwhile.
+
+    Every refusal is ``{"error": reason}``: 400 for a request that cannot be what was meant, 404 for another model,
+    version or address, 413 for a body above ``max_body_bytes``, 500 where the model fails.
+    """
     thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="predict")
     at = _Endpoints(predictor, thread, max_body_bytes)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         yield
-        thread.shutdown()
+        thread.shutdown(cancel_futures=True)
 
     model, one_version = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
     routes = [
