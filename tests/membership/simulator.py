@@ -1,129 +1,13 @@
-"""A run in a box: model workers, coordinators that carry out what the machine decides, and every fault there is.
-
-Each coordinator's announcements, deals and dismissals are checked against what must always hold.
-"""
+"""A run in a box: model workers and coordinators, every fault there is, and what must always hold."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
 
-from shoal.membership import (
-    NOTHING,
-    Action,
-    Announce,
-    Attached,
-    Await,
-    DeadlinePassed,
-    Dismiss,
-    End,
-    Event,
-    Halt,
-    Joined,
-    Lost,
-    Origin,
-    Phase,
-    Redeal,
-    Rules,
-    Scaled,
-    Stalled,
-    Standing,
-    Stored,
-    World,
-    begin,
-    step,
-    take_over,
-)
-from tests.membership.workers import Beat, Truth, WhoAreYou, Worker
-
-
-class Coordinator:
-    """Does with the machine's actions what a coordinator's process does, without sockets and clocks."""
-
-    def __init__(self, cluster: Cluster, target: int) -> None:
-        self.cluster = cluster
-        self.known: set[str] = set()
-        self.expelled: set[str] = set()
-        self.deadline: tuple[str, int] | None = None
-        self.over = False
-        self.ended = False
-        truth = cluster.truth
-        self.state = begin(cluster.rules, target, self._newest_stored())
-        if truth.records:
-            self.state, actions = take_over(self.state, truth.records[max(truth.records)])
-            self._carry_out(actions)
-
-    def _newest_stored(self) -> Standing:
-        store = self.cluster.truth.store
-        return Standing(max(store), store[max(store)]) if store else NOTHING
-
-    def handle(self, worker: str, event: Event | Beat) -> None:
-        if self.over:
-            return
-        if worker in self.expelled:
-            self._send(worker, Dismiss(worker, "the others went on without it", expelled=True))
-        elif isinstance(event, Joined | Attached):
-            self.known.add(worker)
-            self.apply(event)
-        elif worker not in self.known:
-            self._send(worker, WhoAreYou())
-        elif not isinstance(event, Beat):
-            self.apply(event)
-
-    def apply(self, event: Event) -> None:
-        if self.over:
-            return
-        state, actions = step(self.state, event)
-        if any(isinstance(action, Announce) for action in actions):
-            # A version may be whole in the store though the message that says so was lost with its sender.
-            before, said = step(self.state, Stored(self._newest_stored()))
-            state, actions = step(before, event)
-            actions = [*said, *actions]
-        self.state = state
-        self._carry_out(actions)
-
-    def fire_deadline(self) -> None:
-        if self.deadline is not None:
-            phase, generation = self.deadline
-            self.deadline = None
-            self.apply(DeadlinePassed(phase, generation))
-
-    def _carry_out(self, actions: list[Action]) -> None:
-        for action in actions:
-            match action:
-                case Announce():
-                    self._announce(action)
-                case Halt() | Redeal():
-                    if isinstance(action, Redeal):
-                        self.cluster.check_redeal(action)
-                    for member in action.members:
-                        self._send(member, action)
-                case Dismiss():
-                    self._send(action.worker, action)
-                    self.known.discard(action.worker)
-                    self.expelled |= {action.worker} if action.expelled else set()
-                case Await():
-                    self.deadline = (action.phase, action.generation)
-                case End():
-                    assert self.state.world is not None
-                    self.cluster.check_end(self.state.world)
-                    self.over = self.ended = True
-
-    def _announce(self, action: Announce) -> None:
-        records, world = self.cluster.truth.records, action.world
-        if world.generation in records:
-            self.over = True
-            return
-        assert not set(world.members) & self.expelled, "who was expelled may not come back under its name"
-        self.cluster.check_world(world, self.state.target, frozenset(self.state.pool))
-        records[world.generation] = world
-        for member in world.members:
-            self._send(member, action)
-
-    def _send(self, worker: str, message: object) -> None:
-        process = self.cluster.workers.get(worker)
-        if process is not None and process.alive and self.cluster.link_of.get(worker) is self:
-            process.inbox.append(message)
+from shoal.membership import Event, Lost, Origin, Phase, Redeal, Rules, Scaled, Stalled, World
+from tests.membership.coordinators import Coordinator
+from tests.membership.workers import Beat, Truth, Worker
 
 
 class Cluster:
@@ -276,7 +160,7 @@ class Cluster:
     # Settling
 
     def settle(self) -> None:
-        """No more faults: every message arrives, every clock runs out, the driver replaces who is missing. Then it ends."""
+        """No more faults: every message arrives, every clock runs out, who is missing is replaced. Then it ends."""
         for _ in range(400):
             if self.newest.ended:
                 break
@@ -354,7 +238,8 @@ _ON_WORKER: dict[str, Callable[[Cluster, Worker], None]] = {
 }
 _WEIGHTS = {
     "say": 22, "hear": 22, "advance": 50, "join": 5, "duplicate": 2, "lose": 1, "kill": 2, "freeze": 1, "thaw": 2,
-    "leave": 1, "scale": 1, "stall": 1, "cut": 1, "deadline": 1, "replace coordinator": 1, "relink": 3, "beat": 2, "fail": 3,
+    "leave": 1, "scale": 1, "stall": 1, "cut": 1, "deadline": 1, "replace coordinator": 1, "relink": 3, "beat": 2,
+    "fail": 3,
 }  # fmt: skip
 _EVENTS = [name for name, weight in _WEIGHTS.items() for _ in range(weight)]
 

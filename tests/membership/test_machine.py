@@ -245,7 +245,7 @@ def test_an_event_of_an_earlier_generation_changes_nothing(event):
 
 
 def taken_over(*members, generation=3):
-    lanes = {m: () for m in members} | {members[0]: (0, 1, 2, 3)}
+    lanes = dict.fromkeys(members, ()) | {members[0]: (0, 1, 2, 3)}
     world = World(generation, members, lanes, Standing(5, "v5"), Origin.PEERS)
     state, actions = take_over(begin(FOUR, len(members)), world)
     assert actions == [Await(Phase.ATTACHING, generation)]
