@@ -226,15 +226,15 @@ def _check_newest(record: dict[str, Any], from_step: int | None) -> None:
     from shoal.versions import Store, Versions
 
     versions = Versions(Store(record["store"]))
-    if not versions.steps():
-        return
-    snapshot, refused = versions.read_newest_good()
-    damaged = [entry.step for entry in refused]
-    if damaged and from_step != snapshot.step:
+    good, refused = versions.newest_good()
+    newest = good.step if good else 0
+    if refused and from_step != newest:
         reasons = "; ".join(entry.reason for entry in refused)
-        raise ConfigError(f"{reasons}. The newest good version is {snapshot.step}: add --from-step {snapshot.step}")
-    for step in damaged:
-        versions.discard(step)
+        raise ConfigError(f"{reasons}. The newest good version is {newest}: add --from-step {newest}")
+    if from_step not in (None, newest):
+        raise ConfigError(f"the newest good version is {newest}, and only it can be gone on from, not {from_step}")
+    for entry in refused:
+        versions.discard(entry.step)
 
 
 def drive(folder: RunFolder, record: dict[str, Any], fleet: Any, options: TrainOptions) -> Run:

@@ -12,7 +12,7 @@ import torch
 from shoal.comm import messages as msg
 from shoal.comm.reach import unreachable
 from shoal.comm.transfer import Offerer
-from shoal.errors import Diverged, Fault, Halted, ShoalError
+from shoal.errors import Diverged, Fault, Halted, ShoalError, StoreFault
 from shoal.job import Job
 from shoal.training.agent import Agent
 from shoal.training.kit import Assignment, Kit, plan_steps
@@ -89,6 +89,9 @@ class Worker:
             member.run()
         except Diverged as error:
             self._stop_diverged(member, generation, error)
+        except StoreFault as error:
+            self._close(member)
+            self._fail(member, error)
         except Fault as error:
             self._close(member)
             cut = self._who_is_cut(enter, error)
