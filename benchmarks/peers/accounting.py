@@ -26,14 +26,14 @@ class Cost:
 
 def cost_of(facts: Sequence[dict[str, Any]], killed_t: float, num_samples: int) -> Cost | None:
     """The cost of the kill at ``killed_t``; None if no group formed after it went beyond the step reached before."""
-    commits = sorted((f for f in facts if f["event"] == "commit"), key=lambda f: f["t"])
+    commits = _commits(facts)
     before = {f["group"] for f in commits if f["t"] <= killed_t}
     after = [f for f in commits if f["t"] > killed_t and f["group"] not in before]
     reached = max(f["step"] for f in commits if f["group"] in before)
     beyond = [f for f in after if f["step"] > reached]
     if not beyond:
         return None
-    times = _times_used(facts, commits)
+    times = samples_used(facts)
     return Cost(
         recovery_s=after[0]["t"] - killed_t,
         caught_up_s=beyond[0]["t"] - killed_t,
@@ -43,12 +43,16 @@ def cost_of(facts: Sequence[dict[str, Any]], killed_t: float, num_samples: int) 
     )
 
 
-def _times_used(facts: Sequence[dict[str, Any]], commits: Sequence[dict[str, Any]]) -> Counter[int]:
+def samples_used(facts: Sequence[dict[str, Any]]) -> Counter[int]:
     """How often each sample is in the final model: for every step, what the last group to commit it was offered."""
-    group_of = {f["step"]: f["group"] for f in commits}
+    group_of = {f["step"]: f["group"] for f in _commits(facts)}
     offers = {
         (f["step"], f["rank"]): f["samples"]
         for f in facts
         if f["event"] == "offer" and group_of.get(f["step"]) == f["group"]
     }
     return Counter(sample for samples in offers.values() for sample in samples)
+
+
+def _commits(facts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted((f for f in facts if f["event"] == "commit"), key=lambda f: f["t"])

@@ -29,7 +29,7 @@ def python_of(peer: str) -> Path:
     venv.create(home, clear=True, with_pip=True)
     # Torch by itself first, so that no peer decides which build of it is installed.
     for what in ([f"torch=={pins(peer)['torch']}"], ["-r", str(wanted)]):
-        command = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", *what]
+        command = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet", *what]
         subprocess.run(command, check=True, stdout=sys.stderr)
     marker.write_text(wanted.read_text())
     return python

@@ -18,7 +18,7 @@ class WorkerLog:
 
     def __init__(self, folder: Path, rank: int) -> None:
         self._rank = rank
-        self._file = open(folder / f"worker-{rank}.jsonl", "a", buffering=1)  # noqa: SIM115: as long as the process
+        self._file = open(folder / f"worker-{rank}.jsonl", "a", buffering=1)  # noqa: SIM115
 
     def started(self) -> None:
         """This process is the one that bears the rank now."""

@@ -14,7 +14,9 @@ from benchmarks.peers.processes import Command
 from benchmarks.workload import Workload
 
 NUM_WORKERS = 3
-LIGHTHOUSE = {"heartbeat_timeout_ms": 500, "quorum_tick_ms": 20, "join_timeout_ms": 10_000, "min_replicas": 2}
+HEARTBEAT_TIMEOUT_MS = 300
+LIGHTHOUSE = {"quorum_tick_ms": 20, "join_timeout_ms": 10_000, "min_replicas": 2}
+RAY_INTERVALS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 PLAIN = {
     "PYTHONPATH": str(REPOSITORY),
     "PYTHONUNBUFFERED": "1",
@@ -53,13 +55,17 @@ def _torchrun(python: Path, folder: Path, workload: Workload) -> list[Command]:
 
 def _ray_train(python: Path, folder: Path, workload: Workload) -> list[Command]:
     script = ["-m", "benchmarks.peers.with_ray_train", str(NUM_WORKERS), str(folder), _arguments(workload)]
-    environment = {**PLAIN, "RAY_AUTH_MODE": "disabled", "RAY_TRAIN_V2_ENABLED": "1", **RAY_TRAIN_INTERVALS}
+    environment = {**PLAIN, "RAY_AUTH_MODE": "disabled", **RAY_INTERVALS}
     return [Command(arguments=[str(python), *script], environment=environment)]
 
 
-def _torchft(python: Path, folder: Path, workload: Workload) -> list[Command]:
+def torchft_commands(
+    python: Path, folder: Path, workload: Workload, *, heartbeat_timeout_ms: int = HEARTBEAT_TIMEOUT_MS
+) -> list[Command]:
+    """A lighthouse, and workers that are a replica group each; the time-out is as short as ``safe_timeout`` allows."""
     address = f"127.0.0.1:{_free_port()}"
-    options = [f"--{name}={value}" for name, value in LIGHTHOUSE.items()]
+    settings = {**LIGHTHOUSE, "heartbeat_timeout_ms": heartbeat_timeout_ms}
+    options = [f"--{name}={value}" for name, value in settings.items()]
     lighthouse = Command(arguments=[str(python.parent / "torchft_lighthouse"), f"--bind={address}", *options])
     environment = {**PLAIN, "TORCHFT_LIGHTHOUSE": f"http://{address}"}
     script = [str(python), "-m", "benchmarks.peers.with_torchft"]
@@ -80,8 +86,6 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-RAY_TRAIN_INTERVALS: dict[str, str] = {}
-
 PEERS = {
     peer.name: peer
     for peer in (
@@ -96,14 +100,14 @@ PEERS = {
             name="ray_train",
             package="ray",
             commands=_ray_train,
-            settings={"max_failures": 3, **RAY_TRAIN_INTERVALS},
+            settings={"max_failures": 3, **RAY_INTERVALS},
             note="the group of workers is made anew and reads the last reported checkpoint",
         ),
         Peer(
             name="torchft",
             package="torchft",
-            commands=_torchft,
-            settings={**LIGHTHOUSE, "heartbeat_interval_ms": 50},
+            commands=torchft_commands,
+            settings={**LIGHTHOUSE, "heartbeat_timeout_ms": HEARTBEAT_TIMEOUT_MS, "heartbeat_interval_ms": 50},
             note="survivors go on without the dead worker, whose samples are lost until its replacement is in",
         ),
     )

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +14,7 @@ from typing import Any
 
 from benchmarks.peers.accounting import Cost, cost_of
 from benchmarks.peers.envs import pins, python_of
+from benchmarks.peers.facts import Facts
 from benchmarks.peers.peers import NUM_WORKERS, PEERS, Peer
 from benchmarks.peers.processes import Tree
 from benchmarks.workload import Workload
@@ -82,14 +81,14 @@ def _trial(peer: Peer, python: Path, folder: Path, workload: Workload, rng: rand
     output = folder / "output.txt"
     with Tree(peer.commands(python, folder, workload), output) as tree:
         facts = Facts(folder)
-        for _ in _until(lambda: facts.reached(last_step), START_LIMIT_S, tree, output):
+        for _ in until(lambda: facts.reached(last_step), START_LIMIT_S, tree, output):
             facts.read()
             time.sleep(0.005)
         step_s = facts.step_s()
         time.sleep(rng.random() * step_s)
         killed_t = time.monotonic()
         os.kill(facts.pids[victim], signal.SIGKILL)
-        for _ in _until(facts.finished, EPOCH_LIMIT_S, tree, output):
+        for _ in until(facts.finished, EPOCH_LIMIT_S, tree, output):
             tree.revive()
             facts.read()
             time.sleep(0.05)
@@ -101,54 +100,7 @@ def _trial(peer: Peer, python: Path, folder: Path, workload: Workload, rng: rand
     return cost, step_s
 
 
-class Facts:
-    """What the workers of one trial have written down so far."""
-
-    def __init__(self, folder: Path) -> None:
-        self.all: list[dict[str, Any]] = []
-        self.pids: dict[int, int] = {}
-        """Rank to the process that bears it now."""
-        self._folder = folder
-        self._read_bytes: dict[Path, int] = {}
-        self._newest = 0
-        self._finished = False
-
-    def read(self) -> None:
-        """Take in every whole line that was added."""
-        for path in self._folder.glob("worker-*.jsonl"):
-            with path.open("rb") as file:
-                file.seek(self._read_bytes.get(path, 0))
-                whole, _, _ = file.read().rpartition(b"\n")
-            if whole:
-                self._read_bytes[path] = self._read_bytes.get(path, 0) + len(whole) + 1
-                for line in whole.splitlines():
-                    self._take(json.loads(line))
-
-    def reached(self, step: int) -> bool:
-        """Whether any worker has committed the step, and every rank has a process."""
-        return self._newest >= step and len(self.pids) == NUM_WORKERS
-
-    def finished(self) -> bool:
-        """Whether any worker has finished the epoch."""
-        return self._finished
-
-    def step_s(self) -> float:
-        """The median time between two commits of rank 0."""
-        times = [fact["t"] for fact in self.all if fact["event"] == "commit" and fact["rank"] == 0]
-        return statistics.median(later - earlier for earlier, later in zip(times, times[1:], strict=False))
-
-    def _take(self, fact: dict[str, Any]) -> None:
-        self.all.append(fact)
-        match fact["event"]:
-            case "start":
-                self.pids[fact["rank"]] = fact["pid"]
-            case "commit":
-                self._newest = max(self._newest, fact["step"])
-            case "finish":
-                self._finished = True
-
-
-def _until(done: Callable[[], bool], limit_s: float, tree: Tree, output: Path) -> Iterator[None]:
+def until(done: Callable[[], bool], limit_s: float, tree: Tree, output: Path) -> Iterator[None]:
     """Go round until it is done; an error of the peer, or the limit, raises with the end of its output."""
     deadline = time.monotonic() + limit_s
     while not done():

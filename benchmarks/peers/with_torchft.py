@@ -2,9 +2,9 @@
 
     python -m benchmarks.peers.with_torchft RANK WORLD_SIZE FOLDER WORKLOAD
 
-TORCHFT_LIGHTHOUSE says where the lighthouse is. The gradients are flattened and reduced in one call: torchft 0.2.0's own
-DistributedDataParallel crashed here on a kill in mid-reduce. Each worker takes its samples by the number of the committed
-step, so a step that is not committed is done again: fewer samples are lost than with torchft's own sampler.
+TORCHFT_LIGHTHOUSE says where the lighthouse is. The gradients are flattened and reduced in one call: torchft 0.2.0's
+own DistributedDataParallel crashed here on a kill in mid-reduce. Each worker takes its samples by the number of the
+committed step, so a step that is not committed is done again: fewer samples are lost than with torchft's own sampler.
 """
 
 from __future__ import annotations

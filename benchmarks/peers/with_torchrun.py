@@ -1,6 +1,6 @@
 """DistributedDataParallel under torchrun: when a worker dies, all restart and read the last checkpoint.
 
-    torchrun … -m benchmarks.peers.with_torchrun FOLDER WORKLOAD
+torchrun … -m benchmarks.peers.with_torchrun FOLDER WORKLOAD
 """
 
 from __future__ import annotations
