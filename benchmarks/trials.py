@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class Trial:
     def longest_gap(self, from_s: float, until_s: float) -> float:
         """The longest time without a commit that overlaps with the window."""
         times = [at_s for at_s, _ in self.commits]
-        gaps = [b - a for a, b in zip(times, times[1:], strict=False) if b > from_s and a < until_s]
+        gaps = [b - a for a, b in pairwise(times) if b > from_s and a < until_s]
         return max(gaps, default=0.0)
 
 

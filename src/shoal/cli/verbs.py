@@ -15,8 +15,8 @@ from shoal.comm import messages as msg
 from shoal.errors import ConfigError
 from shoal.events import read_events
 from shoal.launch import run as runs
-from shoal.launch.commanding import command
 from shoal.launch.progress import figures_text, story, summary
+from shoal.training.commanding import command
 
 as_json = click.option("--json", "json_", is_flag=True, help="Print one JSON value.")
 
@@ -77,7 +77,7 @@ def status(run: str, events: bool, json_: bool) -> None:
             elif story(event):
                 click.echo(f"{time.strftime('%H:%M:%S', time.localtime(event['at_s']))} {story(event)}")
         return
-    if runs.is_under_way(folder):
+    if folder.is_under_way:
         now = command(folder, msg.Ask()).status
         click.echo(json.dumps({"run": folder.name, **now}) if json_ else f"{folder.name}  {summary(now)}")
         for worker in [] if json_ else now["workers"]:
@@ -113,7 +113,7 @@ def _row(run: runs.Run) -> dict[str, Any]:
 
 
 def _outcome(run: runs.Run) -> str:
-    return run.outcome or ("running" if runs.is_under_way(runs.find_run(run.path)) else "cut off")
+    return run.outcome or ("running" if runs.find_run(run.path).is_under_way else "cut off")
 
 
 @click.command()
@@ -133,7 +133,7 @@ def stop(run: str) -> None:
     """Store the newest step and end the run."""
     folder = runs.find_run(run)
     command(folder, msg.Stop(reason="it was asked to stop"))
-    while runs.is_under_way(folder):
+    while folder.is_under_way:
         time.sleep(0.05)
     click.echo(f"{folder.name} {runs.finished_run(folder).reason}")
 

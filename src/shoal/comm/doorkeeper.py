@@ -11,13 +11,12 @@ from shoal.comm.keys import JobKey
 
 
 class Doorkeeper:
-    """Admit callers that hold ``key`` to every encrypted listener of ``context``; refuse and count the others.
+    """Admit callers that hold ``key`` to every encrypted listener of ``context``, and no one else.
 
     One thread; ``close`` ends it. Make it before any listener of the context binds.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], key: JobKey) -> None:
-        self.num_refused = 0
         self._public = z85.decode(key.public)
         self._socket = context.socket(zmq.REP)
         self._socket.linger = 0
@@ -45,7 +44,6 @@ class Doorkeeper:
         """Frames: version, request id, domain, address, identity, mechanism, then the caller's public key."""
         version, request = frames[0], frames[1]
         welcome = len(frames) == 7 and frames[5] == b"CURVE" and frames[6] == self._public
-        self.num_refused += not welcome
         code, text = (b"200", b"OK") if welcome else (b"400", b"another job's key")
         self._socket.send_multipart([version, request, code, text, b"", b""])
 

@@ -22,6 +22,7 @@ M = TypeVar("M")
 _LOW_DELAY = 0x10
 _RECONNECT_MS = 50
 _PING_MS = 1000
+_REFUSED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 
 
 def bound_address(socket: zmq.Socket[bytes]) -> str:
@@ -53,7 +54,7 @@ class Listener(Generic[M]):
         self._socket.setsockopt(zmq.SNDHWM, 100_000)
         self._socket.setsockopt(zmq.RCVHWM, 100_000)
         key.listen(self._socket)
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | _REFUSED)
         try:
             self._socket.bind(f"tcp://{host}:{port}")
         except zmq.ZMQError as error:
@@ -63,12 +64,10 @@ class Listener(Generic[M]):
         self._decoder = msgspec.msgpack.Decoder(expect)
         self._encoder = msgspec.msgpack.Encoder()
         self._peer_of: dict[int, str] = {}
+        self._peers_before: dict[int, list[str]] = {}
         self.num_undecodable = 0
-
-    @property
-    def num_refused(self) -> int:
-        """How many strangers without the job's key have been refused."""
-        return self._doorkeeper.num_refused
+        self.num_refused = 0
+        """How many connections without the job's key have been refused. One stranger may try many times."""
 
     def receive(self, timeout_s: float) -> tuple[list[Inbound[M]], list[str]]:
         """What came, and whose connections ended, waiting at most ``timeout_s`` for the first of either."""
@@ -76,31 +75,52 @@ class Listener(Generic[M]):
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._monitor, zmq.POLLIN)
         poller.poll(max(0, int(timeout_s * 1000)))
+        # Messages that came before a connection ended are seen before its end.
+        closed = self._closed()
         came: list[Inbound[M]] = []
         while self._socket.poll(0):
             inbound = self._receive_one()
             if inbound is not None:
                 came.append(inbound)
-        return came, self._ended()
+        return came, [peer for peer in map(self._forget, closed) if peer is not None]
 
     def _receive_one(self) -> Inbound[M] | None:
         frames = self._socket.recv_multipart(copy=False)
         peer = bytes(frames[0].buffer).decode(errors="replace")
-        self._peer_of[int(frames[-1].get(zmq.SRCFD))] = peer
+        self._note(int(frames[-1].get(zmq.SRCFD)), peer)
         try:
             return Inbound(peer, self._decoder.decode(frames[-1].buffer))
         except msgspec.MsgspecError:
             self.num_undecodable += 1
             return None
 
-    def _ended(self) -> list[str]:
-        ended = []
+    def _note(self, fd: int, peer: str) -> None:
+        """Whose connection this is. A descriptor may be used anew before we have read that its last one ended."""
+        before = self._peer_of.get(fd)
+        if before is not None and before != peer:
+            self._peers_before.setdefault(fd, []).append(before)
+        self._peer_of[fd] = peer
+
+    def _closed(self) -> list[int]:
+        """The descriptors of connections that ended; refusals are counted on the way."""
+        closed = []
         while self._monitor.poll(0):
             event = parse_monitor_message(self._monitor.recv_multipart())
-            peer = self._peer_of.pop(int(event["value"]), None)
-            if peer is not None:
-                ended.append(peer)
-        return ended
+            if event["event"] & _REFUSED:
+                self.num_refused += 1
+            else:
+                closed.append(int(event["value"]))
+        return closed
+
+    def _forget(self, fd: int) -> str | None:
+        """Whose connection it was; None for one that never spoke."""
+        before = self._peers_before.pop(fd, [])
+        if not before:
+            return self._peer_of.pop(fd, None)
+        first, *later = before
+        if later:
+            self._peers_before[fd] = later
+        return first
 
     def send(self, peer: str, message: object) -> None:
         """Queue a message; one for a caller that is gone is dropped."""

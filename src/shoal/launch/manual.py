@@ -43,9 +43,9 @@ class ManualFleet:
 
 def join(path: Path, address: str, key_path: Path, name: str, host: str | None) -> int:
     """Be a worker of the run whose coordinator is at ``address``, until it ends. Returns the exit code."""
-    from shoal.launch.commanding import ask
     from shoal.launch.rehearsal import prepared
     from shoal.launch.working import work
+    from shoal.training.commanding import ask
     from shoal.training.kit import Assignment
 
     if ":" not in address:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import sys
@@ -111,30 +110,6 @@ def finished_run(folder: RunFolder) -> Run:
     return Run(folder.path, outcome, reason, figures)
 
 
-def is_under_way(folder: RunFolder) -> bool:
-    """Whether a driver holds the run's lock."""
-    try:
-        with _held(folder):
-            return False
-    except ConfigError:
-        return True
-
-
-@contextmanager
-def _held(folder: RunFolder) -> Iterator[None]:
-    """One driver at a time: an advisory lock, which ends with its process."""
-    handle = os.open(folder.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise ConfigError(
-            f"{folder.name} is under way already; `shoal status {folder.name}` tells how it stands"
-        ) from None
-    finally:
-        os.close(handle)
-
-
 def train(
     job: Job | str | Path,
     *,
@@ -240,7 +215,7 @@ def _check_newest(record: dict[str, Any], from_step: int | None) -> None:
 def drive(folder: RunFolder, record: dict[str, Any], fleet: Any, options: TrainOptions) -> Run:
     """Run what is recorded, with workers from ``fleet``, to its end."""
     try:
-        with _held(folder):
+        with folder.held():
             folder.write_record(record)
             fleet.settle(folder, record)
             progress = options.shown()
@@ -316,13 +291,14 @@ def _new_folder(stem: str, name: str | None) -> RunFolder:
 def _fleet_for(job: Job | str | Path, on: str, settings: Sequence[str], options: TrainOptions) -> Any:
     if on not in ("local", "ray", "manual"):
         raise ConfigError(f"on must be local, ray or manual, not {on!r}")
-    is_file = isinstance(job, str | Path)
-    local = LocalFleet.of_file(Path(job), settings) if is_file else _fleet_of_value(job, settings)
+    if not isinstance(job, str | Path):
+        if on != "local":
+            raise ConfigError(f"on={on!r} needs a job file, since its code must travel to other machines")
+        return _fleet_of_value(job, settings)
+    local = LocalFleet.of_file(Path(job), settings)
     if on == "local":
         return local
-    if not isinstance(job, str | Path):
-        local.close()
-        raise ConfigError(f"on={on!r} needs a job file, since its code must travel to other machines")
+    local.close()
     if on == "manual":
         from shoal.launch.manual import ManualFleet
 

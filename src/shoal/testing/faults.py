@@ -14,7 +14,7 @@ from typing import Literal
 from shoal.comm import messages as msg
 from shoal.errors import ShoalError
 from shoal.events import Event, read_events
-from shoal.launch.commanding import command
+from shoal.training.commanding import command
 from shoal.training.folder import RunFolder
 
 Kind = Literal["kill", "freeze", "leave", "kill_coordinator", "kill_healing", "scale"]

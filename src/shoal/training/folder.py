@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,14 +46,31 @@ class RunFolder:
     def control_path(self) -> Path:
         return self.path / "control.json"
 
-    @property
-    def driver_path(self) -> Path:
-        return self.path / "driver.pid"
-
     def log_path(self, process: str) -> Path:
         folder = self.path / "logs"
         folder.mkdir(exist_ok=True)
         return folder / f"{process}.log"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Be the run's one driver: an advisory lock, which ends with its process. ``ConfigError`` if another is."""
+        handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError:
+            raise ConfigError(f"{self.name} is under way; `shoal status {self.name}` tells how it stands") from None
+        finally:
+            os.close(handle)
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a driver holds the run."""
+        try:
+            with self.held():
+                return False
+        except ConfigError:
+            return True
 
     def write_record(self, record: dict[str, Any]) -> None:
         """Store what the run is made of."""

@@ -10,7 +10,6 @@ from shoal.comm import messages as msg
 from shoal.comm.keys import JobKey
 from shoal.comm.link import Link
 from shoal.errors import ConfigError, LinkFault
-from shoal.launch.run import is_under_way
 from shoal.training.folder import RunFolder
 
 _PATIENCE_S = 5.0
@@ -35,7 +34,7 @@ def ask(address: str, key: JobKey, message: object) -> msg.Answer:
 
 def command(folder: RunFolder, message: object) -> msg.Answer:
     """Have a run's coordinator do something; ``ConfigError`` if the run is not under way or refuses."""
-    if not is_under_way(folder):
+    if not folder.is_under_way:
         raise ConfigError(f"{folder.name} is not under way; `shoal train --resume {folder.name}` goes on with it")
     answer = ask(folder.read_control().address, JobKey.read(folder.key_path), message)
     if not answer.ok:
