@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import shoal
 from benchmarks.machine import finish, median_and_spread
 from benchmarks.peers.runner import PeerResult, measure
 from benchmarks.trials import Trial, trial
@@ -90,17 +91,9 @@ def step_s(done: Trial) -> float:
 
 
 def samples_off(done: Trial) -> int:
-    """Samples committed other than once, by the account in the last version: it is compared with the plan's own."""
-    import shoal
-    from shoal.lanes import Ledger
-    from shoal.launch.using import job_of, read_version
-    from shoal.training.kit import plan_steps
-
-    assert isinstance(done.run, shoal.Run)
-    steps = plan_steps(job_of(done.run))
-    due = sum((Ledger.expected(steps.span(step)) for step in range(steps.total_steps)), Ledger())
-    taken = Ledger(*read_version(done.run).meta["ledger"])
-    return abs(due.count - taken.count) or int(due != taken)
+    """Samples committed other than once, by the account in the last version."""
+    found = shoal.account(done.run)
+    return found.lost + found.repeated
 
 
 def main() -> None:

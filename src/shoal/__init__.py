@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from shoal.launch.run import TrainOptions as TrainOptions
     from shoal.launch.run import resume as resume
     from shoal.launch.run import train as train
+    from shoal.launch.using import Account as Account
+    from shoal.launch.using import account as account
     from shoal.launch.using import evaluate as evaluate
     from shoal.launch.using import load_model as load_model
     from shoal.launch.using import predict as predict
@@ -41,7 +43,7 @@ _HOMES = {
     ),
     "shoal.job": ("Job", "Patience", "Predicts", "Storing", "Task", "TensorSpec"),
     "shoal.launch.run": ("Run", "Stopped", "TrainOptions", "resume", "train"),
-    "shoal.launch.using": ("evaluate", "load_model", "predict", "predictor"),
+    "shoal.launch.using": ("Account", "account", "evaluate", "load_model", "predict", "predictor"),
     "shoal.sources": ("Arrays", "Parquet"),
     "shoal.strategies": ("AllReduce",),
 }  # fmt: skip

@@ -41,6 +41,8 @@ class _Crew:
     doomed: set[str] = field(default_factory=set)
     num_started: int = 0
     num_young_deaths: int = 0
+    """Since ``step`` was committed."""
+    step: int = 0
 
 
 class CoordinatorProcess:
@@ -175,6 +177,8 @@ class Driver:
                     self._fleet.kill(name)
             case msg.Answer(ok=True) if message.status:
                 self._progress.update(message.status)
+                if message.status["step"] > self._crew.step:
+                    self._crew.step, self._crew.num_young_deaths = message.status["step"], 0
             case msg.Ended():
                 self._ended = message
 
@@ -183,8 +187,8 @@ class Driver:
         if started_at_s is None:
             return
         self._link.send(msg.Exited(worker=name, reason=reason))
-        young = time.monotonic() - started_at_s < _YOUNG_S and name not in self._crew.doomed
-        if young and reason.startswith("exited with") and not reason.endswith(" 0"):
+        young = time.monotonic() - started_at_s < _YOUNG_S
+        if young and reason == "exited with 1":
             self._crew.num_young_deaths += 1
         if self._crew.num_young_deaths >= _MOST_YOUNG_DEATHS and self._ended is None:
             log = self._folder.log_path(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 from shoal.errors import ConfigError, ShoalError
 from shoal.evaluation import measure, merged
 from shoal.job import Batch, Job, Predicts, TensorSpec, load_job, override, parse_settings
-from shoal.lanes import Order, deal
+from shoal.lanes import Ledger, Order, deal
 from shoal.launch.run import Run, find_run
 from shoal.training.folder import RunFolder
+from shoal.training.kit import plan_steps
 from shoal.versions import Snapshot, Store, Versions
 
 if TYPE_CHECKING:
@@ -65,6 +67,28 @@ def _with_ties(model: nn.Module, stored: Mapping[str, Tensor]) -> dict[str, Tens
     names = {name: first.setdefault(tensor.data_ptr(), name) for name, tensor in model.state_dict().items()}
     ties = {name: stored[origin] for name, origin in names.items() if name not in stored and origin in stored}
     return {**stored, **ties}
+
+
+@dataclass(frozen=True)
+class Account:
+    """How many samples a version's steps should have taken, and took. ``repeated`` and ``lost`` are 0 if they are the
+    very same samples; a sample lost for one repeated shows as one of each."""
+
+    due: int
+    taken: int
+    lost: int
+    repeated: int
+
+
+def account(run: Run | str | Path, version: int | None = None, job: Job | None = None) -> Account:
+    """Compare what a version's workers say that they contributed, step by step, with what was due."""
+    snapshot = read_version(run, version)
+    steps = plan_steps(job_of(run, job))
+    due = sum((Ledger.expected(steps.span(step)) for step in range(snapshot.step)), Ledger())
+    taken = Ledger(*snapshot.meta["ledger"])
+    exchanged = int(due.count == taken.count and due.checksum != taken.checksum)
+    lost, repeated = max(0, due.count - taken.count), max(0, taken.count - due.count)
+    return Account(due.count, taken.count, lost + exchanged, repeated + exchanged)
 
 
 def evaluate(
