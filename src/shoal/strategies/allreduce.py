@@ -110,8 +110,10 @@ class Reducer:
 
     def _reached(self, bucket: Bucket, index: int, parameter: Tensor) -> None:
         bucket.reached.add(index)
-        if self._armed and bucket.full:
-            self._send_full()
+        if self._armed:
+            bucket.final.add(index)
+            if bucket.full:
+                self._send_full()
 
     def _send_full(self) -> None:
         """Send in bucket order, the same on every worker, as far as the buckets are full."""

@@ -22,6 +22,9 @@ class Bucket:
     views: list[Tensor]
     used: Tensor
     reached: set[int] = field(default_factory=set)
+    """Parameters that a backward of this step has reached."""
+    final: set[int] = field(default_factory=set)
+    """Those that the step's last backward has reached: their gradients are whole."""
 
     @staticmethod
     def of(parameters: Sequence[nn.Parameter]) -> Bucket:
@@ -34,19 +37,20 @@ class Bucket:
 
     @property
     def full(self) -> bool:
-        """Whether backward has reached every parameter."""
-        return len(self.reached) == len(self.parameters)
+        """Whether every gradient is whole."""
+        return len(self.final) == len(self.parameters)
 
     def clear(self) -> None:
         """Zero, and make the views the parameters' gradients, for backward to add to."""
         self.flat.zero_()
         self.reached.clear()
+        self.final.clear()
         for parameter, view in zip(self.parameters, self.views, strict=True):
             parameter.grad = view
 
     def seal(self) -> None:
         """Note which parameters were reached, just before the flat tensor is sent."""
-        if self.full:
+        if len(self.reached) == len(self.parameters):
             self.used.fill_(1)
         else:
             self.used[list(self.reached)] = 1
