@@ -17,7 +17,7 @@ from shoal.errors import ConfigError
 from shoal.job import Batch, Job
 from shoal.lanes import Order
 from shoal.metrics import Metric, from_state
-from shoal.sources import Reader
+from shoal.sources import Reader, to_device
 
 _ROWS = 256
 
@@ -51,7 +51,7 @@ def measure(
         with torch.no_grad():
             for batch in _batches(order, reader, lanes, job.micro_batch or _ROWS):
                 check()
-                own = _add(own, job.task.metrics(model, _on(job.device, batch)))
+                own = _add(own, job.task.metrics(model, to_device(batch, job.device)))
     finally:
         model.train(was_training)
     return msgspec.msgpack.encode({name: metric.to_state() for name, metric in own.items()})
@@ -70,14 +70,6 @@ def _batches(order: Order, reader: Reader, lanes: Iterable[int], rows: int) -> I
         size = order.lane_size(lane)
         for start in range(0, size, rows):
             yield reader.gather(order.slice(lane, start, min(start + rows, size)))
-
-
-def _on(device: str, batch: Batch) -> Batch:
-    if device == "cpu":
-        return batch
-    if isinstance(batch, dict):
-        return {name: tensor.to(device) for name, tensor in batch.items()}
-    return tuple(tensor.to(device) for tensor in batch)
 
 
 def _add(one: dict[str, Metric], other: Mapping[str, Metric]) -> dict[str, Metric]:

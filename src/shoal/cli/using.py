@@ -45,7 +45,11 @@ def serve(run: str, version: int | None, host: str, port: int) -> None:
     from shoal.launch import using
     from shoal.serving import serve as serve_predictor
 
-    serve_predictor(using.predictor(_path(run), version), host, port)
+    serve_predictor(using.predictor(_path(run), version), host, port, announce=_say_where)
+
+
+def _say_where(url: str) -> None:
+    click.echo(f"serving at {url}", err=True)
 
 
 @click.command()

@@ -188,7 +188,7 @@ class Driver:
             return
         self._link.send(msg.Exited(worker=name, reason=reason))
         young = time.monotonic() - started_at_s < _YOUNG_S
-        if young and reason == "exited with 1":
+        if young and reason in ("exited with 1", "exited with 2"):
             self._crew.num_young_deaths += 1
         if self._crew.num_young_deaths >= _MOST_YOUNG_DEATHS and self._ended is None:
             log = self._folder.log_path(name)

@@ -8,6 +8,7 @@ import threading
 from typing import Any
 
 from shoal.comm import messages as msg
+from shoal.errors import ConfigError
 from shoal.job import Job
 from shoal.training.kit import Assignment
 from shoal.training.worker import Worker
@@ -20,7 +21,11 @@ def work(job: Job, assignment: Assignment) -> int:
     worker = Worker(job, assignment)
     if threading.current_thread() is threading.main_thread():
         _leave_on_sigterm(worker)
-    summons = worker.run()
+    try:
+        summons = worker.run()
+    except ConfigError as error:
+        print(f"error: {error}")
+        return error.exit_code
     if isinstance(summons, msg.Dismissed):
         print(f"dismissed: {summons.reason}")
         return EXPELLED if summons.expelled else 0

@@ -88,11 +88,17 @@ class Agent:
         """Wait for the next generation, or the end."""
         return self._summons.get()
 
-    def enter(self, enter: msg.Enter) -> Meeting:
-        """Where the members of this generation meet. ``order`` is this generation's from now on."""
+    def meeting(self) -> Meeting:
+        """Where the members of the newest generation meet."""
         with self._lock:
             assert self._meeting is not None
             return self._meeting
+
+    def heeded(self, order: Order) -> None:
+        """``order`` has been carried out; one that came after it stands."""
+        with self._lock:
+            if self.order is order:
+                self.order = None
 
     def watch_over(self, group: Group) -> None:
         """Abort ``group`` when its generation is halted, at once if it has been."""
@@ -197,8 +203,9 @@ class Agent:
             case msg.Pause():
                 self._pause(message)
             case msg.Deal() | msg.Conclude():
-                if message.generation == self._generation:
-                    self.order = message
+                with self._lock:
+                    if message.generation == self._generation:
+                        self.order = message
             case msg.Dismissed() | msg.Ended():
                 self._summons.put(message)
                 with self._lock:

@@ -14,7 +14,7 @@ from shoal.comm.collectives import Group, Work
 from shoal.job import Batch, Job
 from shoal.lanes import Ledger, Span
 from shoal.membership import Lanes
-from shoal.sources import LocalBatch
+from shoal.sources import LocalBatch, count_samples, to_device
 from shoal.strategies import Agreed, Share
 from shoal.training.kit import Kit
 from shoal.training.replica import check_loss, seed_everything, step_seed
@@ -106,21 +106,6 @@ def loss_of(job: Job, model: torch.nn.Module, batch: Batch) -> Tensor:
         loss = job.task.loss(model, to_device(batch, job.device))
     check_loss(loss)
     return loss
-
-
-def to_device(batch: Batch, device: str) -> Batch:
-    """The batch's tensors on ``device``."""
-    if device == "cpu":
-        return batch
-    if isinstance(batch, dict):
-        return {name: tensor.to(device) for name, tensor in batch.items()}
-    return tuple(tensor.to(device) for tensor in batch)
-
-
-def count_samples(batch: Batch) -> int:
-    """The length of a batch's first axis."""
-    first = next(iter(batch.values())) if isinstance(batch, dict) else batch[0]
-    return len(first)
 
 
 def find_bad_lane(kit: Kit, span: Span, lanes: tuple[int, ...]) -> int | None:

@@ -311,7 +311,7 @@ class Coordinator:
                  **self._figures.get(w, {})}
                 for w in (*state.members, *sorted(set(state.pool) - set(state.members))) if w in self._identities
             ],
-            "step": max(steps, default=max(state.stored.step, 0)),
+            "step": max(0, state.stored.step, *steps),
             "total_steps": state.rules.total_steps,
             "stored_step": state.stored.step,
             "strangers_refused": self._listener.num_refused,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from shoal.membership import NOTHING, Standing, World
-from shoal.versions.store import Exists, Store
+from shoal.versions.store import Absent, Exists, Store
 
 _FOLDER = "generations"
 
@@ -21,6 +21,14 @@ class Generations:
         try:
             self._store.create(f"{_FOLDER}/{world.generation:010d}.json", msgspec.json.encode(world))
         except Exists:
+            return False
+        return True
+
+    def holds(self, number: int) -> bool:
+        """Whether the store that is seen from here has this generation's record."""
+        try:
+            self._store.read(f"{_FOLDER}/{number:010d}.json")
+        except Absent:
             return False
         return True
 

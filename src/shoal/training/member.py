@@ -48,7 +48,7 @@ class Member:
         self._lanes: Lanes = enter.world.lanes
         self._step = enter.world.base.step
         self._last_step = kit.steps.total_steps
-        self._meeting = kit.agent.enter(enter)
+        self._meeting = kit.agent.meeting()
         self._shadow: Shadow | None = None
         self._loader: Prefetch | None = None
         self._writer = writer
@@ -74,6 +74,7 @@ class Member:
                 self._take_step()
             if not self.paused:
                 self._finish()
+            self._tell_bytes()
         finally:
             self._kit.replica.reducer.roll_back()
             if self._loader is not None:
@@ -193,7 +194,7 @@ class Member:
                 self._last_step = self._step
             case msg.Deal():
                 self._lanes = order.lanes
-                self._kit.agent.order = None if self._kit.agent.order is order else self._kit.agent.order
+                self._kit.agent.heeded(order)
                 self._load()
                 taken = msg.Taken(generation=self._world.generation, number=order.number, step=self._step)
                 self._kit.agent.send(taken)
@@ -224,6 +225,13 @@ class Member:
             self._kit.agent.send(msg.Saved(standing=Standing(written.step, written.fingerprint)))
         else:
             self._kit.agent.note("store_failed", step=written.step, reason=written.reason)
+
+    def _tell_bytes(self) -> None:
+        """What this generation's collectives moved, as the leader's kernel counted it."""
+        moved = self.group.wire_bytes() if self.group is not None and self._leader else None
+        if moved is not None and self.group is not None:
+            self._kit.agent.note("communicated", generation=self._world.generation, sent_bytes=moved[0],
+                                 received_bytes=moved[1], raw_bytes=self.group.raw_bytes)  # fmt: skip
 
     # Measuring, and the end
 

@@ -12,9 +12,10 @@ import torch
 from shoal.comm import messages as msg
 from shoal.comm.reach import unreachable
 from shoal.comm.transfer import Offerer
-from shoal.errors import Diverged, Fault, Halted, ShoalError, StoreFault
+from shoal.errors import ConfigError, Diverged, Fault, Halted, ShoalError, StoreFault
 from shoal.job import Job
 from shoal.training.agent import Agent
+from shoal.training.generations import Generations
 from shoal.training.kit import Assignment, Kit, plan_steps
 from shoal.training.member import Member
 from shoal.training.replica import Replica
@@ -71,6 +72,8 @@ class Worker:
                     previous.group.close()
                 if not isinstance(summons, msg.Enter):
                     return summons
+                if previous is None:
+                    self._check_store(summons.world.generation)
                 previous = self._take_part(summons)
         finally:
             if "_writer" in self.__dict__:
@@ -78,11 +81,18 @@ class Worker:
             agent.close()
             self._kit.offerer.close()
 
+    def _check_store(self, generation: int) -> None:
+        """A worker on another machine must see the run's store, not a folder of the same name."""
+        url = self._kit.assignment.store
+        if not Generations(Store(url)).holds(generation):
+            raise ConfigError(f"the run's store {url} cannot be reached from {self._kit.assignment.host}: start the run "
+                              "with --store and a folder or URL that every machine sees")  # fmt: skip
+
     @cached_property
     def _writer(self) -> BackgroundWriter:
         return BackgroundWriter(self._kit.versions)
 
-    def _take_part(self, enter: msg.Enter) -> Member | None:
+    def _take_part(self, enter: msg.Enter) -> Member:
         kit, generation = self._kit, enter.world.generation
         member = Member(kit, enter, lambda: self._writer)
         try:
