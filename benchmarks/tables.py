@@ -1,6 +1,6 @@
 """README's figures, from the files in ``benchmarks/results``: ``python -m benchmarks.tables`` writes them anew.
 
-A figure that has no file does not appear.
+A figure that has no file does not appear, and neither does one of a run with ``--quick``, which is too short to quote.
 """
 
 from __future__ import annotations
@@ -109,8 +109,9 @@ def render(readme: str, results: Path = RESULTS) -> str:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise SystemExit(f"{README.name} must hold the lines {BEGIN} and {END}")
-    found = {name: results / f"{name}.json" for name in TABLES if (results / f"{name}.json").exists()}
-    tables = [table(name, json.loads(path.read_text())) for name, path in found.items()]
+    paths = {name: results / f"{name}.json" for name in TABLES}
+    found = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+    tables = [table(name, result) for name, result in found.items() if not result["config"].get("quick")]
     return "\n".join([before + begin, "", *tables, end + after]) if tables else before + begin + "\n" + end + after
 
 

@@ -47,6 +47,13 @@ def test_a_job_of_the_examples_computes_on_its_own_data(job: Job) -> None:
     assert all(np.isfinite(value) for value in figures.values() if isinstance(value, float))
 
 
+def test_the_job_of_the_tutorial_loads(tmp_path: Path) -> None:
+    blocks = (ROOT / "docs" / "tutorial.md").read_text().split("```python\n")[1:]
+    path = tmp_path / "line.py"
+    path.write_text(next(block.partition("```")[0] for block in blocks if "shoal.Job(" in block))
+    assert load_job(path).global_batch == 100
+
+
 def test_a_job_of_the_examples_can_be_measured(job: Job) -> None:
     assert job.test is not None
     assert sum(job.test.block_sizes()) > 0

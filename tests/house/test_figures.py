@@ -13,8 +13,9 @@ PAGE = f"before\n{BEGIN}\nstale\n{END}\nafter\n"
 MACHINE = {"cores": 2, "processor": "a processor", "torch": "2.13.0"}
 
 
-def keep(folder: Path, name: str, **figures: float | None) -> None:
-    result = {"figures": figures, "machine": MACHINE, "measured_at": "2026-01-02T03:04:05+00:00"}
+def keep(folder: Path, name: str, *, quick: bool = False, **figures: float | None) -> None:
+    config = {"quick": quick}
+    result = {"figures": figures, "config": config, "machine": MACHINE, "measured_at": "2026-01-02T03:04:05+00:00"}
     (folder / f"{name}.json").write_text(json.dumps(result))
 
 
@@ -30,6 +31,11 @@ def test_a_figure_without_a_file_does_not_appear(tmp_path: Path) -> None:
 def test_a_measured_figure_appears_beside_its_bound(tmp_path: Path) -> None:
     keep(tmp_path, "recovery", kill_s=0.3125)
     assert "| a worker killed: seconds | 0.3125 | at most 0.5 |" in render(PAGE, tmp_path)
+
+
+def test_a_figure_of_a_quick_run_does_not_appear(tmp_path: Path) -> None:
+    keep(tmp_path, "recovery", quick=True, kill_s=0.3125)
+    assert "0.3125" not in render(PAGE, tmp_path)
 
 
 def test_rendering_twice_changes_nothing(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 
 import click
@@ -36,6 +37,22 @@ def documented() -> dict[str, frozenset[str]]:
 
 def test_every_event_is_documented_with_its_fields(package_modules: Sequence[Module]) -> None:
     assert dict(noted(package_modules)) == documented()
+
+
+def commands() -> Iterator[list[str]]:
+    """Every command line of ``shoal`` that a page shows to be typed."""
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))):
+        for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+            lines = [line for line in block.splitlines() if line.startswith("shoal ")]
+            yield from (shlex.split(line, comments=True)[1:] for line in lines)
+
+
+def test_every_command_that_a_page_shows_can_be_typed() -> None:
+    shown = list(commands())
+    assert shown
+    for verb, *words in shown:
+        known = {flag for parameter in shoal.commands[verb].params for flag in parameter.opts}
+        assert not [word for word in words if word.startswith("--") and word not in known], (verb, words)
 
 
 def test_every_verb_has_a_section() -> None:
