@@ -9,10 +9,12 @@ from collections.abc import Iterator, Sequence
 
 import click
 
+import shoal as package
 from shoal.cli.main import shoal
 from tests.house.reading import ROOT, Module
 
 EVENTS = (ROOT / "docs" / "reference" / "events.md").read_text()
+PYTHON = (ROOT / "docs" / "reference" / "python.md").read_text()
 CLI = (ROOT / "docs" / "reference" / "cli.md").read_text()
 
 
@@ -37,6 +39,18 @@ def documented() -> dict[str, frozenset[str]]:
 
 def test_every_event_is_documented_with_its_fields(package_modules: Sequence[Module]) -> None:
     assert dict(noted(package_modules)) == documented()
+
+
+def test_every_name_of_the_package_is_in_the_reference() -> None:
+    shown = set(re.findall(r"^::: ([\w.]+)$", PYTHON, re.MULTILINE))
+    found = {name: getattr(package, name) for name in package.__all__}
+    assert not [name for name, value in found.items() if not is_shown(name, value.__module__, shown)]
+
+
+def is_shown(name: str, module: str, shown: set[str]) -> bool:
+    """Whether a name of some module is shown, by itself or with all of that module or of its package."""
+    package_of = module.rpartition(".")[0]
+    return bool({module, package_of, f"{module}.{name}", f"{package_of}.{name}"} & shown)
 
 
 def commands() -> Iterator[list[str]]:
