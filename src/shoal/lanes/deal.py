@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from shoal.errors import ConfigError
+from shoal.errors import Bug, ConfigError
 
 
 def deal(
@@ -12,9 +12,9 @@ def deal(
 ) -> dict[str, tuple[int, ...]]:
     """Every lane to one worker, in proportion to the weights, moving as few as possible from ``previous``.
 
-    Shares are rounded by largest remainder, ties to who already has more and then to who comes first. A weight of 0
-    gets none. Without ``previous`` each worker gets a run of neighbouring lanes. ``ConfigError`` if no weight is
-    positive.
+    Shares are rounded by largest remainder, ties to who would else give up a lane and then to who comes first. A weight
+    of 0 gets none. Without ``previous`` each worker gets a run of neighbouring lanes. ``ConfigError`` if no weight is
+    positive; ``Bug`` if ``previous`` is no deal of these lanes.
     """
     bad = [name for name, weight in weights.items() if not 0 <= weight < float("inf")]
     if bad:
@@ -22,10 +22,13 @@ def deal(
     if not any(weights.values()):
         raise ConfigError(f"{num_lanes} lanes need a worker with a positive weight; there is none")
     held = {name: tuple(sorted((previous or {}).get(name, ()))) for name in weights}
+    dealt = [lane for lanes in held.values() for lane in lanes]
+    if len(set(dealt)) < len(dealt) or not set(dealt) <= set(range(num_lanes)):
+        raise Bug(f"each of {num_lanes} lanes was to be dealt once at most; they were dealt as {dict(previous or {})}")
     shares = _shares(num_lanes, weights, {name: len(lanes) for name, lanes in held.items()})
     kept = {name: lanes[: shares[name]] for name, lanes in held.items()}
     taken = {lane for lanes in kept.values() for lane in lanes}
-    free = iter(lane for lane in range(num_lanes) if lane not in taken)
+    free = iter([lane for lane in range(num_lanes) if lane not in taken])
     return {
         name: tuple(sorted((*kept[name], *(next(free) for _ in range(shares[name] - len(kept[name]))))))
         for name in weights
@@ -33,14 +36,12 @@ def deal(
 
 
 def _shares(num_lanes: int, weights: Mapping[str, float], held: Mapping[str, int]) -> dict[str, int]:
-    total = sum(weights.values())
-    exact = {name: num_lanes * weight / total for name, weight in weights.items()}
-    shares = {name: int(share) for name, share in exact.items()}
-    order = {name: position for position, name in enumerate(weights)}
-    by_remainder = sorted(
-        (name for name in weights if weights[name] > 0),
-        key=lambda name: (-round(exact[name] - shares[name], 9), -min(held[name], shares[name] + 1), order[name]),
-    )
+    greatest = max(weights.values())
+    parts = {name: weight / greatest for name, weight in weights.items() if weight}
+    total = sum(parts.values())
+    exact = {name: num_lanes * part / total for name, part in parts.items()}
+    shares = {name: int(exact.get(name, 0)) for name in weights}
+    by_remainder = sorted(exact, key=lambda name: (-round(exact[name] - shares[name], 9), held[name] <= shares[name]))
     for name in by_remainder[: num_lanes - sum(shares.values())]:
         shares[name] += 1
     return shares

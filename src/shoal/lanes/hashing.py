@@ -15,11 +15,10 @@ _SECOND = np.uint64(0x94D049BB133111EB)
 
 def mix(words: Words) -> Words:
     """SplitMix64's output function (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators")."""
-    with np.errstate(over="ignore"):
-        words = words + _GAMMA
-        words = (words ^ (words >> np.uint64(30))) * _FIRST
-        words = (words ^ (words >> np.uint64(27))) * _SECOND
-        return words ^ (words >> np.uint64(31))
+    words = words + _GAMMA
+    words = (words ^ (words >> np.uint64(30))) * _FIRST
+    words = (words ^ (words >> np.uint64(27))) * _SECOND
+    return words ^ (words >> np.uint64(31))
 
 
 def key_of(*parts: int) -> int:
@@ -31,6 +30,6 @@ def key_of(*parts: int) -> int:
 
 
 def permutation(size: int, key: int) -> Indices:
-    """A permutation of ``range(size)``: the order of the hashes of (key, index); ties, if any, by index."""
+    """A permutation of ``range(size)``: the order of the hashes of (key, index), of which no two are equal."""
     hashes = mix(np.arange(size, dtype=np.uint64) ^ np.uint64(key))
-    return np.argsort(hashes, kind="stable").astype(np.int64)
+    return np.argsort(hashes).astype(np.int64, copy=False)

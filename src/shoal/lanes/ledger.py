@@ -31,20 +31,20 @@ class Ledger:
     @staticmethod
     def of(epoch: int, lane: int, start: int, stop: int) -> Ledger:
         """The samples from ``start`` up to ``stop`` of a lane in an epoch."""
-        return _account(epoch, np.full(stop - start, lane, np.int64), np.arange(start, stop, dtype=np.int64))
+        return _account(epoch, np.asarray([lane]), np.asarray([start]), np.asarray([stop - start]))
 
     @staticmethod
     def expected(span: Span, lanes: Iterable[int] | None = None) -> Ledger:
         """What a step must come to, over all lanes or over these."""
         chosen = np.arange(len(span.starts)) if lanes is None else np.asarray(list(lanes), np.int64)
-        starts, counts = span.starts[chosen], (span.stops - span.starts)[chosen]
-        owners = np.repeat(chosen, counts)
-        offsets = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        return _account(span.epoch, owners, np.repeat(starts, counts) + offsets)
+        starts = span.starts[chosen]
+        return _account(span.epoch, chosen, starts, span.stops[chosen] - starts)
 
 
-def _account(epoch: int, lanes: Indices, positions: Indices) -> Ledger:
-    with np.errstate(over="ignore"):
-        of_lane = mix(lanes.astype(np.uint64) * _LANE ^ np.uint64(epoch * _EPOCH % _WORD))
-        hashes = mix(of_lane ^ positions.astype(np.uint64))
-        return Ledger(len(positions), int(hashes.sum(dtype=np.uint64)))
+def _account(epoch: int, lanes: Indices, starts: Indices, counts: Indices) -> Ledger:
+    of_lane = mix(lanes.astype(np.uint64) * _LANE ^ np.uint64(epoch * _EPOCH % _WORD))
+    num_samples = int(counts.sum())
+    before = np.cumsum(counts) - counts
+    positions = np.arange(num_samples) + np.repeat(starts - before, counts)
+    hashes = mix(np.repeat(of_lane, counts) ^ positions.astype(np.uint64))
+    return Ledger(num_samples, int(hashes.sum(dtype=np.uint64)))

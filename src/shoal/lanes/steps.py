@@ -9,9 +9,10 @@ import numpy as np
 
 from shoal.errors import ConfigError
 from shoal.lanes.hashing import Indices
+from shoal.lanes.order import lane_bounds
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Span:
     """What one step takes: from lane l the samples ``starts[l]`` up to ``stops[l]``. Shapes (num_lanes,) int64."""
 
@@ -43,6 +44,8 @@ class Steps:
             raise ConfigError(f"global_batch ({self.global_batch}) and num_lanes ({self.num_lanes}) must be at least 1")
         if (self.epochs is None) == (not self.total_steps):
             raise ConfigError("give either epochs or total_steps, and not both")
+        if (self.total_steps if self.epochs is None else self.epochs) < 1:
+            raise ConfigError(f"epochs ({self.epochs}) or total_steps ({self.total_steps}) must be at least 1")
         if self.epochs is not None:
             object.__setattr__(self, "total_steps", self.epochs * self.steps_per_epoch)
 
@@ -68,21 +71,17 @@ class Steps:
 
     def _given(self, turns: int) -> Indices:
         """How many samples each lane has given after this many turns of an epoch."""
-        sizes = self._sizes
-        rounds = min(turns // self.num_lanes, int(sizes.min()))
+        rounds = min(turns // self.num_lanes, self.num_samples // self.num_lanes)
         given = np.full(self.num_lanes, rounds, np.int64)
-        left = turns - rounds * self.num_lanes
-        for _ in range(2):
-            willing = self._places[given[self._places] < sizes[self._places]]
-            chosen = willing[:left]
-            given[chosen] += 1
-            left -= len(chosen)
+        willing = self._places if rounds < self.num_samples // self.num_lanes else self._longer
+        given[willing[: turns - rounds * self.num_lanes]] += 1
         return given
 
     @cached_property
-    def _sizes(self) -> Indices:
-        bounds = np.arange(self.num_lanes + 1, dtype=np.int64) * self.num_samples // self.num_lanes
-        return np.diff(bounds)
+    def _longer(self) -> Indices:
+        """The places of the lanes that have a sample more than others."""
+        sizes = np.diff(np.asarray(lane_bounds(self.num_samples, self.num_lanes), np.int64))
+        return self._places[sizes[self._places] > self.num_samples // self.num_lanes]
 
     @cached_property
     def _places(self) -> Indices:
