@@ -22,6 +22,7 @@ _TICK_S = 0.02
 _ASK_S = 0.25
 _START_S = 30.0
 _GRACE_S = 60.0
+_COORDINATOR_SILENT_S = 5.0
 _YOUNG_S = 20.0
 _MOST_YOUNG_DEATHS = 5
 
@@ -80,6 +81,11 @@ class CoordinatorProcess:
             time.sleep(_TICK_S)
         raise ShoalError(f"the coordinator did not start within {_START_S:g} s; see {self._folder.path}/logs")
 
+    def end(self) -> None:
+        """Kill one that is frozen; ``revive`` then starts another."""
+        self._child.kill()
+        self._child.wait()
+
     def revive(self) -> bool:
         """Start another if this one has ended; whether it had."""
         if self._child.poll() is None:
@@ -116,6 +122,7 @@ class Driver:
         self._ended: msg.Ended | None = None
         self._exit_code: int | None = None
         self._asked_at_s = -1.0
+        self._heard_at_s = time.monotonic()
         self._offset = folder.events_path.stat().st_size if folder.events_path.exists() else 0
         host, _, port = str(record.get("listen") or f"{fleet.host}:0").rpartition(":")
         self._coordinator = CoordinatorProcess(folder, host, int(port))
@@ -160,7 +167,11 @@ class Driver:
             self._link.send(msg.Ask())
             self._follow()
         for message in self._link.receive(_TICK_S):
+            self._heard_at_s = time.monotonic()
             self._hear(message)
+        if time.monotonic() - self._heard_at_s > _COORDINATOR_SILENT_S:
+            self._heard_at_s = time.monotonic()
+            self._coordinator.end()
         for gone in self._fleet.gone():
             self._lose(gone.name, gone.reason)
         if self._ended is None and self._coordinator.revive():

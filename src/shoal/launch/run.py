@@ -229,7 +229,7 @@ def drive(folder: RunFolder, record: dict[str, Any], fleet: Any, options: TrainO
         raise
     run = finished_run(folder)
     run = Run(run.path, ended.outcome, ended.reason, run.figures)
-    if ended.outcome == "failed":
+    if ended.outcome not in ("done", "stopped"):
         raise ShoalError(f"{folder.name} failed: {ended.reason}; {_what_is_kept(folder)}")
     if exit_code is not None:
         raise Stopped(run, exit_code)

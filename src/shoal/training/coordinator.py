@@ -260,7 +260,7 @@ class Coordinator:
         """Record the world under its number, then tell its members; another coordinator's record ends this one."""
         if not self._generations.record(world):
             reason = f"another coordinator has already begun generation {world.generation} of this run"
-            self._outcome = msg.Ended(outcome="replaced", reason=reason)
+            self._end(msg.Ended(outcome="replaced", reason=reason))
             return
         self.note(
             "generation", generation=world.generation, members=list(world.members), origin=world.origin,

@@ -85,8 +85,10 @@ class Worker:
         """A worker on another machine must see the run's store, not a folder of the same name."""
         url = self._kit.assignment.store
         if not Generations(Store(url)).holds(generation):
-            raise ConfigError(f"the run's store {url} cannot be reached from {self._kit.assignment.host}: start the run "
-                              "with --store and a folder or URL that every machine sees")  # fmt: skip
+            raise ConfigError(
+                f"the run's store {url} cannot be seen from {self._kit.assignment.host}: start the run with --store "
+                "and a folder or URL that every machine sees"
+            )
 
     @cached_property
     def _writer(self) -> BackgroundWriter:
