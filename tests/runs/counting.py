@@ -1,10 +1,11 @@
-"""A job whose model counts: after training, ``counts`` holds how often each sample was committed."""
+"""A job whose model counts how often each sample was committed: see ``num_commits``."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,20 +32,24 @@ class Count:
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         x, y, index = batch
         time.sleep(STEP_S)
-        # The gradient of the mean of counts[index] is 1/n a sample; SGD with a rate of -n would add one. See optimizer.
         return nn.functional.cross_entropy(model.net(x.to(DTYPE)), y) + model.counts[index].mean()
 
     def metrics(self, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Mapping[str, Metric]:
         return {"accuracy": Accuracy.of(model.net(batch[0].to(DTYPE)), batch[1])}
 
-    def parameter_groups(self, model: nn.Module) -> list[dict]:
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         return [{"params": list(model.net.parameters())}, {"params": [model.counts], "lr": 1.0, "momentum": 0.0}]
 
 
+def num_commits(model: nn.Module) -> Tensor:
+    """How often each sample was committed: at a rate of 1, each time takes 1/n from its count."""
+    return (-model.counts.detach() * GLOBAL_BATCH).round(decimals=6)
+
+
+GLOBAL_BATCH = 40
 generator = torch.Generator().manual_seed(7)
 x = torch.randn(NUM_SAMPLES, 16, generator=generator)
 y = (x[:, :4] + 0.1 * torch.randn(NUM_SAMPLES, 4, generator=generator)).argmax(1)
-GLOBAL_BATCH = 40
 
 job = shoal.Job(
     task=Count(),
