@@ -38,7 +38,7 @@ def median_and_spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def finish(name: str, figures: Mapping[str, Any], config: Mapping[str, Any], seed: int | None = None) -> None:
-    """Keep the result in ``results/NAME.json`` and print the figures as the last line: one JSON object."""
+    """Keep the result in ``results/NAME.json`` (``results/quick/``, if the config says so) and print the figures as the last line: one JSON object."""
     result = {
         "benchmark": name,
         "figures": dict(figures),
@@ -48,8 +48,9 @@ def finish(name: str, figures: Mapping[str, Any], config: Mapping[str, Any], see
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": describe_machine(),
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    folder = RESULTS / "quick" if config.get("quick") else RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(figures), flush=True)
 
 

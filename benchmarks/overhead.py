@@ -198,7 +198,11 @@ def main() -> None:
         "parameters": sum(p.numel() for p in build().parameters()),
     }
     spread = {"ratio_vs_ddp": median_and_spread(over_ddp), "ratio_vs_plain": median_and_spread(over_plain)}
-    finish("overhead", figures, {"pairs": pairs, "steps": steps, "batch_a_worker": BATCH_A_WORKER, "spread": spread})
+    finish(
+        "overhead",
+        figures,
+        {"quick": options.quick, "pairs": pairs, "steps": steps, "batch_a_worker": BATCH_A_WORKER, "spread": spread},
+    )
 
 
 if __name__ == "__main__":

@@ -37,6 +37,8 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Command(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A line to the nursery: a worker to start, or the name of one to kill."""
+
     start: Start | None = None
     kill: str | None = None
 
@@ -190,7 +192,7 @@ def warm_up() -> None:
     torch.optim.SGD([torch.zeros(1)], lr=1.0)  # the first optimizer of a process imports much of torch
 
 
-def main() -> int:
+def main() -> NoReturn:
     """``python -m shoal.launch.nursery JOB_FILE [FIELD=VALUE ...]``"""
     path, settings = Path(sys.argv[1]), sys.argv[2:]
 
@@ -204,8 +206,9 @@ def main() -> int:
     answers = os.dup(1)
     os.dup2(2, 1)
     Nursery(0, answers, load).serve()
-    return 0
+    sys.stderr.flush()
+    os._exit(0)  # there is nothing to put in order, and an interpreter with torch in it takes seconds to do so
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

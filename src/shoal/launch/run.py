@@ -224,6 +224,9 @@ def drive(folder: RunFolder, record: dict[str, Any], fleet: Any, options: TrainO
             )
             with _stopped_by_sigterm():
                 ended, exit_code = Driver(folder, record, fleet, progress).run()
+    except Stopping as stopping:
+        fleet.close()
+        raise Stopped(finished_run(folder), stopping.exit_code) from None
     except BaseException:
         fleet.close()
         raise
