@@ -52,13 +52,15 @@ def main() -> int:
     print(f"test accuracy {run.figures['accuracy']:.4f} on 10,000 images it has never seen")
 
     row = pq.read_table(TEST).slice(0, 1)
-    image = np.frombuffer(row["image"][0].as_py(), np.uint8).reshape(1, 1, 28, 28)
+    image = np.frombuffer(row["image"][0].as_py(), np.uint8).reshape(1, 1, 28, 28).copy()
     with Server(shoal.predictor(run)) as server:
         answer = predict(server.model_url, {"image": image})
     label = int(answer["label"][0])
     certainty = float(answer["probabilities"][0, label])
-    print(f"served at {server.model_url}: the first test image is a {NAMES[label]} ({certainty:.0%} sure; "
-          f"it is a {NAMES[row['label'][0].as_py()]})")  # fmt: skip
+    print(
+        f"served at {server.model_url}: asked for the first test image, it says {NAMES[label]!r}, {certainty:.0%} sure"
+    )
+    print(f"the image's label is {NAMES[row['label'][0].as_py()]!r}")
     print(f"all of it took {time.monotonic() - began_s:.0f} s; try `shoal status {run.name} --events`")
     return 0 if run.figures["accuracy"] >= 0.90 else 1
 
