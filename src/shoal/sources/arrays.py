@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from shoal.errors import ConfigError
 from shoal.lanes import Part
+from shoal.sources.columns import Array, Columns, as_numpy, dtype_of, take
 from shoal.sources.source import Batch
-
-Array = npt.NDArray[Any]
 
 
 class Arrays:
@@ -23,6 +21,7 @@ class Arrays:
 
     A path of a ``.npy`` file is memory-mapped, and so is an array that was: only the rows that are used are read.
     ``block_rows`` rows are shuffled together; for arrays on disk, more means longer runs of neighbouring reads.
+    ``ConfigError`` for arrays of unequal length, or of what no tensor can hold.
     """
 
     def __init__(self, *arrays: Any, block_rows: int = 256, **named: Any) -> None:
@@ -33,14 +32,16 @@ class Arrays:
         if block_rows < 1:
             raise ConfigError(f"block_rows must be at least 1, not {block_rows}")
         given = named or {str(index): array for index, array in enumerate(arrays)}
-        self._arrays = {name: _as_array(name, value) for name, value in given.items()}
-        self._named = bool(named)
-        self._block_rows = block_rows
-        sizes = {name: len(array) for name, array in self._arrays.items()}
+        found = [_read(name, value) for name, value in given.items()]
+        sizes = {name: len(array) for name, (array, _) in zip(given, found, strict=True)}
         if len(set(sizes.values())) > 1:
             raise ConfigError(
                 f"arrays must have one length; they have {', '.join(f'{n}: {s}' for n, s in sizes.items())}"
             )
+        self._columns = Columns(
+            tuple(named) if named else None, tuple(array for array, _ in found), tuple(dtype for _, dtype in found)
+        )
+        self._block_rows = block_rows
         self._num_samples = next(iter(sizes.values()))
 
     def block_sizes(self) -> tuple[int, ...]:
@@ -48,42 +49,57 @@ class Arrays:
         return (self._block_rows,) * whole + ((rest,) if rest else ())
 
     def open(self) -> ArraysReader:
-        return ArraysReader(self._arrays, self._named, self._block_rows)
+        return ArraysReader(self._columns, self._block_rows)
 
     def describe(self) -> dict[str, Any]:
-        arrays = {name: [str(array.dtype), *array.shape] for name, array in self._arrays.items()}
-        return {"kind": "Arrays", "arrays": arrays, "block_rows": self._block_rows}
+        columns = self._columns
+        names = columns.names or tuple(str(index) for index in range(len(columns.arrays)))
+        kinds = [
+            [str(dtype).removeprefix("torch."), *array.shape]
+            for array, dtype in zip(columns.arrays, columns.dtypes, strict=True)
+        ]
+        return {"kind": "Arrays", "arrays": dict(zip(names, kinds, strict=True)), "block_rows": self._block_rows}
 
 
-def _as_array(name: str, value: Any) -> Array:
-    if isinstance(value, str | Path):
-        try:
-            value = np.load(value, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"array {name} cannot be read from {value}: {error}") from error
+def _read(name: str, value: Any) -> tuple[Array, torch.dtype]:
     if isinstance(value, Tensor):
-        value = value.detach().cpu().numpy()
-    if not isinstance(value, np.ndarray):
-        value = np.asarray(value)
-    if value.ndim == 0 or value.dtype.hasobject:
-        raise ConfigError(f"array {name} must have rows of numbers; it is {value.dtype} of shape {value.shape}")
-    return value
+        array, dtype = as_numpy(value), value.dtype
+    else:
+        array = _load(name, value) if isinstance(value, str | Path) else np.asanyarray(value)
+        known = dtype_of(array.dtype)
+        if known is None:
+            raise ConfigError(f"array {name} must be of numbers that a tensor can hold, and it is of {array.dtype}")
+        dtype = known
+    if array.ndim == 0:
+        raise ConfigError(f"array {name} must have rows, and it is a single number")
+    return array, dtype
+
+
+def _load(name: str, path: str | Path) -> Array:
+    try:
+        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ConfigError(f"array {name} cannot be read from {path}: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise ConfigError(f"array {name} must be one array: {path} holds several; load it and choose")
+    return array
 
 
 class ArraysReader:
-    """One fancy index an array and batch."""
+    """One copy of the rows an array and batch; nothing is read ahead."""
 
-    def __init__(self, arrays: dict[str, Array], named: bool, block_rows: int) -> None:
-        self._arrays = arrays
-        self._named = named
+    def __init__(self, columns: Columns, block_rows: int) -> None:
+        self._columns = columns
         self._block_rows = block_rows
 
     def gather(self, parts: Sequence[Part]) -> Batch:
-        rows = np.concatenate([part.rows + part.block * self._block_rows for part in parts])
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(array[rows])) for name, array in self._arrays.items()}
-        return tensors if self._named else tuple(tensors.values())
+        firsts = np.repeat([part.block * self._block_rows for part in parts], [len(part.rows) for part in parts])
+        return take([self._columns], [np.concatenate([part.rows for part in parts]) + firsts])
 
-    def expect(self, parts: Sequence[Part]) -> None:
+    def expect(self, blocks: Collection[int]) -> None:
+        return
+
+    def release(self, blocks: Collection[int]) -> None:
         return
 
     def close(self) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from shoal.lanes import Ledger, Order, Part, Span, Steps
+from shoal.lanes import Ledger, Order, Part, Steps
+from shoal.sources.ahead import ReadAhead
 from shoal.sources.source import Batch, Reader
 
-_POLL_S = 0.05
+_DEPTH = 2
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,10 @@ class LocalBatch:
 
 
 class Prefetch:
-    """Iterates over the steps from ``first_step`` on; one step ahead is gathered, further ones are begun to be read.
+    """Iterates over the steps from ``first_step`` to the last, for the lanes of one worker.
 
-    ``lanes``: this worker's. An error in the background is raised by ``next``. ``close`` ends the thread.
+    Two steps wait ready while a third is gathered. What is raised in the background is raised by ``next``. ``close``
+    ends the thread, which may have to finish the read that it is in; the reader stays open.
     """
 
     def __init__(
@@ -39,17 +41,17 @@ class Prefetch:
         *,
         first_step: int,
         micro_batch: int | None = None,
-        depth: int = 2,
-        read_ahead: int = 4,
     ) -> None:
         self._reader = reader
         self._order_of_epoch = order_of_epoch
         self._steps = steps
         self._lanes = lanes
         self._micro_batch = micro_batch
-        self._read_ahead = read_ahead
-        self._ready: queue.Queue[LocalBatch | Exception | None] = queue.Queue(depth)
-        self._closing = threading.Event()
+        self._changed = threading.Condition()
+        self._ready: deque[LocalBatch] = deque()
+        self._error: BaseException | None = None
+        self._ended = False
+        self._closed = False
         self._thread = threading.Thread(target=self._run, args=(first_step,), name="shoal-prefetch", daemon=True)
         self._thread.start()
 
@@ -57,58 +59,57 @@ class Prefetch:
         return self
 
     def __next__(self) -> LocalBatch:
-        item = self._ready.get()
-        if item is None:
-            raise StopIteration
-        if isinstance(item, Exception):
-            raise item
-        return item
+        with self._changed:
+            self._changed.wait_for(lambda: self._ready or self._ended)
+            if self._ready:
+                self._changed.notify_all()
+                return self._ready.popleft()
+        raise self._error or StopIteration
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._ready.clear()
+            self._changed.notify_all()
+        self._thread.join()
 
     def _run(self, first_step: int) -> None:
         try:
+            self._take_steps(first_step)
+        except BaseException as error:  # noqa: BLE001 - it is raised where the batch is awaited
+            self._error = error
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def _take_steps(self, first_step: int) -> None:
+        ahead = ReadAhead(self._reader, self._order_of_epoch, self._steps, self._lanes)
+        try:
             for step in range(first_step, self._steps.total_steps):
-                self._announce(step + self._read_ahead)
+                ahead.move_to(step)
                 if not self._put(self._gather(step)):
                     return
-            self._put(None)
-        except Exception as error:  # noqa: BLE001 - it is raised where the batch is awaited
-            self._put(error)
+        finally:
+            ahead.end()
 
-    def _put(self, item: LocalBatch | Exception | None) -> bool:
-        while not self._closing.is_set():
-            try:
-                self._ready.put(item, timeout=_POLL_S)
-            except queue.Full:
-                continue
-            return True
-        return False
-
-    def _announce(self, step: int) -> None:
-        if self._lanes and step < self._steps.total_steps:
-            self._reader.expect(self._parts(self._steps.span(step)))
-
-    def _parts(self, span: Span) -> list[Part]:
-        order = self._order_of_epoch(span.epoch)
-        return [p for lane in self._lanes for p in order.slice(lane, int(span.starts[lane]), int(span.stops[lane]))]
+    def _put(self, batch: LocalBatch) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._ready) < _DEPTH or self._closed)
+            if not self._closed:
+                self._ready.append(batch)
+                self._changed.notify_all()
+            return not self._closed
 
     def _gather(self, step: int) -> LocalBatch:
         span = self._steps.span(step)
-        parts = self._parts(span) if self._lanes else []
-        num_samples = sum(len(part.rows) for part in parts)
-        if not num_samples:
+        order = self._order_of_epoch(span.epoch)
+        starts, stops = span.starts.tolist(), span.stops.tolist()
+        parts = [part for lane in self._lanes for part in order.slice(lane, starts[lane], stops[lane])]
+        if not parts:
             return LocalBatch(step, span.epoch, 0)
-        groups = split(parts, self._micro_batch or num_samples)
-        batches = [self._reader.gather(group) for group in groups]
-        return LocalBatch(step, span.epoch, num_samples, batches, Ledger.expected(span, self._lanes))
-
-    def close(self) -> None:
-        self._closing.set()
-        while True:  # a put that waits for room gets it
-            try:
-                self._ready.get_nowait()
-            except queue.Empty:
-                break
-        self._thread.join()
+        ledger = Ledger.expected(span, self._lanes)
+        groups = split(parts, self._micro_batch) if self._micro_batch else [parts]
+        return LocalBatch(step, span.epoch, ledger.count, [self._reader.gather(group) for group in groups], ledger)
 
 
 def split(parts: Sequence[Part], most: int) -> list[list[Part]]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 
 from shoal.lanes import Part
@@ -16,7 +15,7 @@ Batch = tuple[Tensor, ...] | dict[str, Tensor]
 
 @runtime_checkable
 class Source(Protocol):
-    """A data set. It holds no open file, so it can be handed to other processes."""
+    """A data set. It holds no thread and no open file, so it can be handed to other processes, and forked with."""
 
     def block_sizes(self) -> tuple[int, ...]:
         """Rows in each block: what is cheap to read together."""
@@ -31,34 +30,22 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
 class Reader(Protocol):
-    """Reads for one process. ``gather`` may be called from several threads."""
+    """Reads for one process. All but ``close`` may be called from several threads."""
 
     def gather(self, parts: Sequence[Part]) -> Batch:
-        """The rows of all parts as one batch, in order."""
+        """The rows of all parts (at least one) as one batch, in order. The tensors are the caller's."""
         ...
 
-    def expect(self, parts: Sequence[Part]) -> None:
-        """These will be gathered soon: a reader may begin to read them in the background."""
+    def expect(self, blocks: Collection[int]) -> None:
+        """These will be gathered from soon, the first soonest: begin to read them, and keep them until ``release``."""
+        ...
+
+    def release(self, blocks: Collection[int]) -> None:
+        """These are not needed for now."""
         ...
 
     def close(self) -> None:
         """Let go of files and threads."""
         ...
-
-
-def joined(batches: Sequence[Batch]) -> Batch:
-    """Batches of one kind as one, along the first axis."""
-    first = batches[0]
-    if len(batches) == 1:
-        return first
-    if isinstance(first, dict):
-        return {name: torch.cat([batch[name] for batch in batches]) for name in first}  # type: ignore[call-overload]
-    return tuple(torch.cat(list(column)) for column in zip(*batches, strict=True))  # type: ignore[arg-type]
-
-
-def rows_of(batch: Batch, rows: Tensor) -> Batch:
-    """Some rows of a batch, copied."""
-    if isinstance(batch, dict):
-        return {name: tensor.index_select(0, rows) for name, tensor in batch.items()}
-    return tuple(tensor.index_select(0, rows) for tensor in batch)

@@ -1,0 +1,60 @@
+"""Which blocks a worker will need soon, so that they are read before, and not kept after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from shoal.lanes import Order, Steps
+from shoal.sources.source import Reader
+
+_EVERY_STEPS = 4
+
+
+class ReadAhead:
+    """Has a reader hold the blocks that lanes are in or soon will be, and no others.
+
+    Lanes may all come to their next block in the same step. So the first of n lanes looks ahead some steps only, and
+    the last half a block: their blocks are read one after another, and at most a quarter more is held than is in use.
+    """
+
+    def __init__(
+        self, reader: Reader, order_of_epoch: Callable[[int], Order], steps: Steps, lanes: tuple[int, ...]
+    ) -> None:
+        self._reader = reader
+        self._order_of_epoch = order_of_epoch
+        self._steps = steps
+        self._lanes = lanes
+        self._held: set[int] = set()
+        self._next_step = -1
+
+    def move_to(self, step: int) -> None:
+        """``step`` is about to be gathered. Steps come one after another."""
+        if step < self._next_step:
+            return
+        self._next_step = step + _EVERY_STEPS
+        wanted = dict.fromkeys((*self._blocks(step, 0.0), *self._blocks(step, 0.5)))
+        gone = self._held.difference(wanted)
+        self._reader.expect([block for block in wanted if block not in self._held])
+        self._reader.release(gone)
+        self._held = set(wanted)
+
+    def end(self) -> None:
+        """Nothing is needed any more."""
+        self._reader.release(self._held)
+        self._held = set()
+
+    def _blocks(self, step: int, far: float) -> Iterator[int]:
+        """What the lanes are in during the steps until the next look, and up to ``far`` of a block later."""
+        steps = self._steps
+        epoch, _ = steps.locate(step)
+        order = self._order_of_epoch(epoch)
+        is_last = (epoch + 1) * steps.steps_per_epoch >= steps.total_steps
+        starts = steps.cursors(step).tolist()
+        rows_a_block = steps.num_samples / max(1, len(order.block_sizes))
+        rows = _EVERY_STEPS * -(-steps.global_batch // steps.num_lanes)
+        for index, lane in enumerate(self._lanes):
+            size = order.lane_size(lane)
+            stop = starts[lane] + rows * (2 if far else 1) + int(far * rows_a_block * index / len(self._lanes))
+            yield from order.blocks_of(lane, starts[lane], min(stop, size))
+            if stop > size and not is_last:
+                yield from self._order_of_epoch(epoch + 1).blocks_of(lane, 0, min(stop - size, size))
