@@ -17,10 +17,16 @@ from shoal.errors import ConfigError, Fault, Halted
 
 dist: Any = torch.distributed
 
+_CONNECT_S = 10.0
+"""For a connection to a member that has told its address: across a cut link there comes no answer."""
+
 
 @dataclass(frozen=True)
 class Seat:
-    """A member's place in a generation. ``host`` is the address that the others reach it at."""
+    """A member's place in a generation. ``host`` is the address that the others reach it at.
+
+    ``timeout_s``: what a collective may take, however long a peer computes before it takes part.
+    """
 
     generation: int
     rank: int
@@ -59,6 +65,8 @@ class Group:
         self._listeners = listeners
         self._aborted = threading.Event()
         self._raw_bytes = 0
+        self._options = dist.AllreduceOptions()
+        self._options.timeout = timedelta(seconds=seat.timeout_s)
 
     @staticmethod
     def form(seat: Seat, meeting: Meeting) -> Group:
@@ -89,7 +97,7 @@ class Group:
         if self._backend is None:
             return Work(self, None)
         try:
-            return Work(self, self._backend.allreduce([tensor]))
+            return Work(self, self._backend.allreduce([tensor], self._options))
         except RuntimeError as error:
             raise self.translated(error) from error
 
@@ -98,15 +106,15 @@ class Group:
         if self._backend is None:
             self.check()
             return [payload]
-        sizes = torch.zeros(self.seat.world_size, dtype=torch.int64)
+        sizes = torch.zeros(self.seat.world_size, dtype=torch.int64, device=self.seat.device)
         sizes[self.seat.rank] = len(payload)
         self.all_reduce(sizes).wait()
         longest = int(sizes.max())
-        table = torch.zeros(self.seat.world_size, longest, dtype=torch.uint8)
+        table = torch.zeros(self.seat.world_size, longest, dtype=torch.uint8, device=self.seat.device)
         if payload:
             table[self.seat.rank, : len(payload)] = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
         self.all_reduce(table).wait()
-        return [table[rank, : int(size)].numpy().tobytes() for rank, size in enumerate(sizes)]
+        return [row[:size].numpy().tobytes() for row, size in zip(table.cpu(), sizes.tolist(), strict=True)]
 
     def translated(self, error: Exception) -> Fault:
         """What a failed collective means."""
@@ -149,7 +157,7 @@ def _form_gloo(seat: Seat, meeting: Meeting) -> Group:
     before = {entry.fd for entry in tcp_sockets() if entry.listens}
     options = dist.ProcessGroupGloo._Options()
     options._devices = [dist.ProcessGroupGloo.create_device(hostname=seat.host)]
-    options._timeout = timedelta(seconds=seat.timeout_s)
+    options._timeout = timedelta(seconds=min(seat.timeout_s, _CONNECT_S))
     ours = [entry for entry in tcp_sockets() if entry.listens and entry.fd not in before]
     meeting.set(f"listener/{seat.rank}", ",".join(f"{host}|{port}" for host, port in (e.local for e in ours)))
     backend = dist.ProcessGroupGloo(meeting, seat.rank, seat.world_size, options)

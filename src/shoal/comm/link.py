@@ -22,7 +22,6 @@ M = TypeVar("M")
 _LOW_DELAY = 0x10
 _RECONNECT_MS = 50
 _PING_MS = 1000
-_REFUSED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 
 
 def bound_address(socket: zmq.Socket[bytes]) -> str:
@@ -54,7 +53,7 @@ class Listener(Generic[M]):
         self._socket.setsockopt(zmq.SNDHWM, 100_000)
         self._socket.setsockopt(zmq.RCVHWM, 100_000)
         key.listen(self._socket)
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | _REFUSED)
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         try:
             self._socket.bind(f"tcp://{host}:{port}")
         except zmq.ZMQError as error:
@@ -67,7 +66,7 @@ class Listener(Generic[M]):
         self._peers_before: dict[int, list[str]] = {}
         self.num_undecodable = 0
         self.num_refused = 0
-        """How many connections without the job's key have been refused. One stranger may try many times."""
+        """How many connections ended before a word came that the job's key opens. A stranger may try many times."""
 
     def receive(self, timeout_s: float) -> tuple[list[Inbound[M]], list[str]]:
         """What came, and whose connections ended, waiting at most ``timeout_s`` for the first of either."""
@@ -102,25 +101,19 @@ class Listener(Generic[M]):
         self._peer_of[fd] = peer
 
     def _closed(self) -> list[int]:
-        """The descriptors of connections that ended; refusals are counted on the way."""
+        """The descriptors of connections that ended."""
         closed = []
         while self._monitor.poll(0):
             event = parse_monitor_message(self._monitor.recv_multipart())
-            if event["event"] & _REFUSED:
-                self.num_refused += 1
-            else:
-                closed.append(int(event["value"]))
+            closed.append(int(event["value"]))
         return closed
 
     def _forget(self, fd: int) -> str | None:
-        """Whose connection it was; None for one that never spoke."""
-        before = self._peers_before.pop(fd, [])
-        if not before:
-            return self._peer_of.pop(fd, None)
-        first, *later = before
-        if later:
-            self._peers_before[fd] = later
-        return first
+        """Whose connection it was; None, and counted, for one that was refused."""
+        before = self._peers_before.get(fd)
+        peer = before.pop(0) if before else self._peer_of.pop(fd, None)
+        self.num_refused += peer is None
+        return peer
 
     def send(self, peer: str, message: object) -> None:
         """Queue a message; one for a caller that is gone is dropped."""
@@ -147,18 +140,23 @@ class Link(Generic[M]):
         self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 5 * _PING_MS)
         self._socket.setsockopt(zmq.TOS, _LOW_DELAY)
         key.call(self._socket)
-        self._socket.connect(f"tcp://{address}")
+        try:
+            self._socket.connect(f"tcp://{address}")
+        except zmq.ZMQError as error:
+            self._context.destroy(linger=0)
+            raise ConfigError(f"cannot call {address!r}: {error}; an address reads HOST:PORT") from error
         self._decoder = msgspec.msgpack.Decoder(expect)
         self._encoder = msgspec.msgpack.Encoder()
         self._wake = self._context.socket(zmq.PAIR)
         self._wake.bind("inproc://wake")
+        self.num_undecodable = 0
 
     def waker(self) -> Waker:
         """A handle with which one other thread ends a ``receive`` early."""
         return Waker(self._context)
 
     def send(self, message: object) -> None:
-        """Queue a message. While nobody answers, the newest thousand are kept and later ones are dropped."""
+        """Queue a message. While nobody answers, the first thousand are kept and later ones are dropped."""
         try:
             self._socket.send(self._encoder.encode(message), zmq.DONTWAIT)
         except zmq.Again:
@@ -178,7 +176,7 @@ class Link(Generic[M]):
             try:
                 came.append(self._decoder.decode(self._socket.recv()))
             except msgspec.MsgspecError:
-                continue
+                self.num_undecodable += 1
         return came
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 Address = tuple[str, int]
@@ -77,7 +78,13 @@ def shut_down(entries: list[TcpSocket]) -> None:
     for entry in entries:
         assert not entry.listens
         with suppress(OSError):
-            _with_socket(entry.fd, lambda handle: handle.shutdown(socket.SHUT_RDWR))
+            _with_socket(entry.fd, partial(_end, entry))
+
+
+def _end(entry: TcpSocket, handle: socket.socket) -> None:
+    """The descriptor may have been closed and opened anew since it was described."""
+    if (handle.getsockname()[:2], handle.getpeername()[:2]) == (entry.local, entry.remote):
+        handle.shutdown(socket.SHUT_RDWR)
 
 
 def wire_bytes(entries: list[TcpSocket]) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from shoal.comm.doorkeeper import Doorkeeper
 from shoal.comm.keys import JobKey
 from shoal.comm.link import bound_address
-from shoal.errors import Halted, LinkFault
+from shoal.errors import ConfigError, Halted, LinkFault
 
 _CHUNK_BYTES = 1 << 20
 _AHEAD = 4
@@ -70,7 +70,12 @@ class Offerer:
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.linger = 0
         key.listen(self._socket)
-        self._socket.bind(f"tcp://{host}:0")
+        try:
+            self._socket.bind(f"tcp://{host}:0")
+        except zmq.ZMQError as error:
+            self._doorkeeper.close()
+            self._context.destroy(linger=0)
+            raise ConfigError(f"cannot listen on {host}: {error}; it must be an address of this host") from error
         self.address = bound_address(self._socket)
         self._offers: dict[str, tuple[_Header, list[memoryview]]] = {}
         self._waiting: deque[list[bytes]] = deque(maxlen=1000)
@@ -107,6 +112,8 @@ class Offerer:
             self._waiting.append(frames)
             return
         header, views = offer
+        if ask.index >= len(views):
+            return
         if ask.index < 0:
             reply: bytes | memoryview = msgspec.msgpack.encode(header)
         else:
