@@ -26,6 +26,7 @@ from benchmarks.peers.log import WorkerLog
 from benchmarks.workload import Workload
 
 TIMEOUT = timedelta(seconds=10)
+GROUP_TIMEOUT = timedelta(seconds=1)
 HEARTBEAT_INTERVAL = timedelta(milliseconds=50)
 
 
@@ -73,7 +74,7 @@ def _manager(model: nn.Module, optimizer: torch.optim.Optimizer, rank: int, stor
         optimizer.load_state_dict(state["optimizer"])
 
     return Manager(
-        pg=ProcessGroupGloo(timeout=TIMEOUT),
+        pg=ProcessGroupGloo(timeout=GROUP_TIMEOUT),
         load_state_dict=load,
         state_dict=lambda: {"model": model.state_dict(), "optimizer": optimizer.state_dict()},
         min_replica_size=1,
