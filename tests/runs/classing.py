@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -46,16 +47,18 @@ class Experts(nn.Module):
 
 @dataclass(frozen=True)
 class Classify:
-    """Three classes of points."""
+    """Three classes of points. A step takes ``step_s`` at least, so that a test can meet it."""
 
     body: Callable[[], nn.Module] = plain
     dtype: torch.dtype = torch.float32
+    step_s: float = 0.0
 
     def model(self) -> nn.Module:
         return self.body().to(self.dtype)
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         x, y = batch
+        time.sleep(self.step_s)
         return cross_entropy(model(x.to(self.dtype)), y)
 
     def metrics(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Mapping[str, Metric]:
