@@ -180,7 +180,8 @@ def resume(
     options = options or TrainOptions()
     folder = find_run(run)
     record = folder.read_record()
-    _check_newest(record, from_step)
+    with folder.held():
+        _check_newest(record, from_step)
     settings = [*record["settings"], *settings]
     source = job or record["job_file"]
     if source is None:
