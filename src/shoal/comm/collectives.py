@@ -13,7 +13,7 @@ from torch import Tensor
 
 from shoal.comm.meeting import Meeting
 from shoal.comm.sockets import Address, belongs, can_find_sockets, shut_down, tcp_sockets, wire_bytes
-from shoal.errors import ConfigError, Fault, Halted
+from shoal.errors import Bug, ConfigError, Fault, Halted
 
 dist: Any = torch.distributed
 
@@ -70,16 +70,11 @@ class Group:
 
     @staticmethod
     def form(seat: Seat, meeting: Meeting) -> Group:
-        """Meet the other members: 5 to 150 ms for 2 to 32 of them. ``Fault`` if one does not come in time."""
+        """Meet the other members: 5 to 150 ms for 2 to 32 of them. ``Fault`` if one does not come in time; ``Halted``
+        at once if the meeting is cancelled."""
         if seat.world_size == 1:
             return Group(seat, None, frozenset())
-        try:
-            if seat.device == "cpu":
-                return _form_gloo(seat, meeting)
-            return _form_nccl(seat, meeting)
-        except RuntimeError as error:
-            message = f"generation {seat.generation} could not meet: {error}"
-            raise Fault(message, rank=seat.rank, generation=seat.generation) from error
+        return _Forming(seat, meeting).result()
 
     @property
     def aborted(self) -> bool:
@@ -151,6 +146,45 @@ class Group:
 
     def _sockets(self) -> list[Any]:
         return [entry for entry in tcp_sockets() if belongs(entry, self._listeners)]
+
+
+class _Forming:
+    """Forms a group in a thread, which is left to itself if the meeting is cancelled: nothing else ends an attempt to
+    connect to a member that died after it had told its address."""
+
+    def __init__(self, seat: Seat, meeting: Meeting) -> None:
+        self._seat = seat
+        self._meeting = meeting
+        self._group: Group | None = None
+        self._error: BaseException | None = None
+        self._left = False
+        threading.Thread(target=self._run, name="shoal-form", daemon=True).start()
+
+    def _run(self) -> None:
+        form = _form_gloo if self._seat.device == "cpu" else _form_nccl
+        try:
+            self._group = form(self._seat, self._meeting)
+        except BaseException as error:  # noqa: BLE001 - raised where the group is awaited
+            self._error = error
+        self._meeting.notify()
+        if self._left and self._group is not None:
+            self._group.close()
+
+    def result(self) -> Group:
+        seat = self._seat
+        try:
+            self._meeting.wait_until(lambda: self._group is not None or self._error is not None)
+        except Halted:
+            self._left = True
+            if self._group is not None:
+                self._group.close()
+            raise
+        if self._group is not None:
+            return self._group
+        if not isinstance(self._error, RuntimeError):
+            raise self._error or Bug("a group was neither formed nor refused")
+        message = f"generation {seat.generation} could not meet: {_first_line(self._error)}"
+        raise Fault(message, rank=seat.rank, generation=seat.generation) from self._error
 
 
 def _form_gloo(seat: Seat, meeting: Meeting) -> Group:

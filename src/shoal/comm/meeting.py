@@ -39,6 +39,19 @@ class Meeting(Store):
             self._cancelled = True
             self._changed.notify_all()
 
+    def notify(self) -> None:
+        """Have ``wait_until`` look again."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def wait_until(self, done: Callable[[], bool]) -> None:
+        """Wait for ``done`` and for ``notify``, in whatever order. ``Halted`` once the meeting is cancelled."""
+        with self._changed:
+            while not done():
+                if self._cancelled:
+                    raise Halted("the generation ended before its members had met", generation=self.generation)
+                self._changed.wait()
+
     # The part of torch's interface that rendezvous uses
 
     def set(self, key: str, value: str | bytes) -> None:
