@@ -62,7 +62,8 @@ def hash_job(path: Path) -> str:
     files = {path.resolve()}
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None)
-        if file and Path(file).suffix == ".py" and folder in Path(file).resolve().parents:
+        # Some modules name files that are not there, such as torch.classes' "_classes.py".
+        if file and Path(file).is_absolute() and Path(file).suffix == ".py" and folder in Path(file).resolve().parents:
             files.add(Path(file).resolve())
     own = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
