@@ -24,7 +24,7 @@ as_json = click.option("--json", "json_", is_flag=True, help="Print one JSON val
 @click.command()
 @click.argument("job", type=click.Path(path_type=Path), required=False)
 @click.option("--workers", metavar="N|LOW..HIGH", help="How many, such as 4, or an elastic range.  [default: 1]")
-@click.option("--on", type=click.Choice(["local", "ray", "manual"]), default="local", show_default=True)
+@click.option("--on", type=click.Choice(["local", "ray", "manual"]), help="Who starts workers.  [default: local]")
 @click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Replace any field of the job.")
 @click.option("--name", help="The run's name; its folder is made in $SHOAL_RUNS, else in ./runs.")
 @click.option("--store", metavar="URL", help="Where versions go, such as s3://bucket/run.  [default: the run's folder]")
@@ -37,8 +37,9 @@ def train(job: Path | None, resume: str | None, json_: bool, **given: Any) -> No
     """Train the job of a Python file, or go on with a run."""
     options = runs.TrainOptions(store=given["store"], listen=given["listen"], quiet=given["quiet"])
     if resume is not None:
-        if job is not None:
-            raise click.UsageError("--resume takes the job from the run; leave the job file out")
+        kept = [f"--{name}" for name in ("name", "on", "store") if given[name] is not None]
+        if job is not None or kept:
+            raise click.UsageError(f"--resume takes this from the run: leave out {', '.join(kept) or 'the job file'}")
         ended = runs.resume(
             resume,
             workers=given["workers"],
@@ -46,13 +47,15 @@ def train(job: Path | None, resume: str | None, json_: bool, **given: Any) -> No
             from_step=given["from_step"],
             options=options,
         )
+    elif given["from_step"] is not None:
+        raise click.UsageError("--from-step goes with --resume")
     elif job is None:
         raise click.UsageError("a job file is needed, such as: shoal train job.py --workers 2")
     else:
         ended = runs.train(
             job,
             workers=given["workers"] or 1,
-            on=given["on"],
+            on=given["on"] or "local",
             name=given["name"],
             settings=given["settings"],
             options=options,

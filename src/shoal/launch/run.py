@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from shoal.job import Job
 
 _MOST_WORKERS = 1024
+_HIGHEST_PORT = 65535
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,11 @@ class TrainOptions:
     progress: Progress | None = None
     quiet: bool = False
 
+    def __post_init__(self) -> None:
+        host, _, port = (self.listen or "127.0.0.1:0").rpartition(":")
+        if not host or not port.isdecimal() or int(port) > _HIGHEST_PORT:
+            raise ConfigError(f"listen takes HOST:PORT, such as 10.0.0.1:7000, not {self.listen!r}")
+
     def shown(self) -> Progress:
         return self.progress or (Silent() if self.quiet else progress_for(sys.stderr))
 
@@ -191,6 +197,8 @@ def resume(
     fleet = _fleet_for(source, record["on"], settings, options)
     size = Size.parse(workers) if workers is not None else None
     record |= fleet.about
+    if options.listen is not None:
+        record["listen"] = options.listen
     if size is not None:
         record |= {"workers": size.target, "min_workers": size.least, "max_workers": size.most}
     logs = [p.stem[1:] for p in (folder.path / "logs").glob("w*.log")]
