@@ -23,7 +23,9 @@ def order_of(source: Source, num_lanes: int = NUM_LANES) -> Callable[[int], Orde
     return lambda epoch: Order(source.block_sizes(), num_lanes, 7, epoch)
 
 
-def run(source: Source, steps: Steps, lanes: Sequence[int], first: int = 0, micro: int | None = None) -> list[LocalBatch]:
+def run(
+    source: Source, steps: Steps, lanes: Sequence[int], first: int = 0, micro: int | None = None
+) -> list[LocalBatch]:
     reader = source.open()
     orders = order_of(source, steps.num_lanes)
     loader = Prefetch(reader, orders, steps, tuple(lanes), first_step=first, micro_batch=micro)
@@ -74,7 +76,9 @@ def test_workers_together_take_every_sample_of_an_epoch_once(tmp_path: Path, wor
         span = steps.span(of_step[0].step)
         assert sum((local.ledger for local in of_step), Ledger()) == Ledger.expected(span)
     for epoch in range(3):
-        assert sorted(x for mine in found for local in mine if local.epoch == epoch for x in labels_of(local)) == [*LABELS]
+        assert sorted(x for mine in found for local in mine if local.epoch == epoch for x in labels_of(local)) == [
+            *LABELS
+        ]
 
 
 def test_a_worker_without_lanes_is_told_of_every_step() -> None:
@@ -92,7 +96,9 @@ def test_past_the_last_step_there_is_nothing() -> None:
 def test_micro_batches_are_full_but_for_the_last(sizes: list[int], most: int) -> None:
     parts = [Part(block, np.arange(size)) for block, size in enumerate(sizes)]
     groups = [[(part.block, int(row)) for part in group for row in part.rows] for group in split(parts, most)]
-    assert [row for group in groups for row in group] == [(block, row) for block, size in enumerate(sizes) for row in range(size)]
+    assert [row for group in groups for row in group] == [
+        (block, row) for block, size in enumerate(sizes) for row in range(size)
+    ]
     assert all(len(group) == most for group in groups[:-1])
     assert len(groups[-1]) <= most
 
@@ -196,8 +202,7 @@ def test_closing_waits_for_the_read_it_is_in() -> None:
 
 def test_closing_frees_who_waits_for_a_batch() -> None:
     gate, loader = gated(is_open=False)
-    ended: list[bool] = []
-    waiting = threading.Thread(target=lambda: ended.append(next(loader, None) is None))
+    waiting = threading.Thread(target=next, args=(loader, None))
     waiting.start()
     gate.entered.wait()
     closing = threading.Thread(target=loader.close)
@@ -236,7 +241,7 @@ def test_each_row_group_is_read_once_an_epoch_though_nothing_is_kept(tmp_path: P
 
     def count(rows: object) -> Batch:
         reads.append(rows["label"][0].as_py())  # type: ignore[index]
-        return (torch.from_numpy(rows["label"].to_numpy()),) * 2  # type: ignore[index]
+        return (torch.tensor(rows["label"].to_pylist()),) * 2  # type: ignore[index]
 
     source = Parquet(write(tmp_path, rows_a_group=4), ["label"], count, cached_bytes=0)
     found = run(source, Steps(NUM_ROWS, 4, 4, epochs=1), range(4))
