@@ -17,6 +17,8 @@ NUM_WORKERS = 3
 HEARTBEAT_TIMEOUT_MS = 400
 LIGHTHOUSE = {"quorum_tick_ms": 20, "join_timeout_ms": 10_000, "min_replicas": 2}
 RAY_INTERVALS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+# Else restarted workers find the addresses of the dead in torchrun's own store, and gloo is refused or waits for ever.
+FRESH_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 PLAIN = {
     "PYTHONPATH": str(REPOSITORY),
     "PYTHONUNBUFFERED": "1",
@@ -50,7 +52,8 @@ def _torchrun(python: Path, folder: Path, workload: Workload) -> list[Command]:
         "--monitor-interval=0.02",
     ]
     script = ["-m", "benchmarks.peers.with_torchrun", str(folder), _arguments(workload)]
-    return [Command(arguments=[str(python), "-m", "torch.distributed.run", *options, *script], environment=PLAIN)]
+    environment = {**PLAIN, **FRESH_STORE}
+    return [Command(arguments=[str(python), "-m", "torch.distributed.run", *options, *script], environment=environment)]
 
 
 def _ray_train(python: Path, folder: Path, workload: Workload) -> list[Command]:
@@ -93,7 +96,7 @@ PEERS = {
             name="torchrun",
             package="torch",
             commands=_torchrun,
-            settings={"rdzv_backend": "c10d", "monitor_interval_s": 0.02, "max_restarts": 3},
+            settings={"rdzv_backend": "c10d", "monitor_interval_s": 0.02, "max_restarts": 3, **FRESH_STORE},
             note="all workers restart from the last checkpoint",
         ),
         Peer(

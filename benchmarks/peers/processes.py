@@ -19,7 +19,7 @@ POLITE_S = 3.0
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """A program of a peer. One that is ``revived`` is started again when a signal ended it, as an operator would."""
+    """A program of a peer. One that is ``revived`` is started again whenever it ends but with 0."""
 
     arguments: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -45,13 +45,13 @@ class Tree:
     def revive(self) -> None:
         """Start again what is to be started again."""
         self._running = [
-            (command, self._start(command) if command.revived and (process.poll() or 0) < 0 else process)
+            (command, self._start(command) if command.revived and process.poll() else process)
             for command, process in self._running
         ]
 
     def failed(self) -> bool:
-        """Whether a program has ended with an error by itself."""
-        return any((process.poll() or 0) > 0 for _, process in self._running)
+        """Whether a program that is not revived has ended but with 0."""
+        return any(process.poll() for command, process in self._running if not command.revived)
 
     def end(self) -> None:
         """Ask politely, wait a little, then kill -9 what is left."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -39,21 +40,33 @@ class PeerResult:
     samples_repeated: list[int] = field(default_factory=list)
     step_s: list[float] = field(default_factory=list)
     """The median time between two commits before the kill."""
+    not_recovered: int = 0
+    """Kills after which the peer made no new step within ``EPOCH_LIMIT_S``; they have no entry in the lists."""
     note: str = ""
+
+
+class Stuck(Exception):
+    """A peer did not go on after a kill. The message ends with what it said last."""
 
 
 def measure(peer: str, trials: int, *, seed: int = 0, workload: Workload | None = None) -> PeerResult:
     """Train one epoch a trial, and kill -9 one worker at random once it is warm. 20 to 60 s a trial.
 
-    Installs the peer if need be. Raises RuntimeError with the end of the peer's output if it does not go on.
+    Installs the peer if need be. Raises RuntimeError with the end of the peer's output if it does not start, or when it
+    recovers from no kill at all.
     """
     chosen, work = PEERS[peer], workload or Workload()
     python = python_of(peer)
     rng = random.Random(seed)
     outcomes = []
     for _ in range(trials):
-        with tempfile.TemporaryDirectory(prefix="peer-") as folder:
-            outcomes.append(_trial(chosen, python, Path(folder), work, rng))
+        try:
+            with tempfile.TemporaryDirectory(prefix="peer-") as folder:
+                outcomes.append(_trial(chosen, python, Path(folder), work, rng))
+        except Stuck as stuck:
+            print(stuck, file=sys.stderr)
+    if not outcomes:
+        raise RuntimeError(f"{peer} was needed to recover from one of {trials} kills, and did from none; see above")
     costs = [cost for cost, _ in outcomes]
     return PeerResult(
         peer=peer,
@@ -70,6 +83,7 @@ def measure(peer: str, trials: int, *, seed: int = 0, workload: Workload | None 
         samples_lost=[cost.samples_lost for cost in costs],
         samples_repeated=[cost.samples_repeated for cost in costs],
         step_s=[step_s for _, step_s in outcomes],
+        not_recovered=trials - len(outcomes),
         note=chosen.note,
     )
 
@@ -88,16 +102,24 @@ def _trial(peer: Peer, python: Path, folder: Path, workload: Workload, rng: rand
         time.sleep(rng.random() * step_s)
         killed_t = time.monotonic()
         os.kill(facts.pids[victim], signal.SIGKILL)
+        _watch(facts, tree, output)
+    cost = cost_of(facts.all, killed_t, workload.num_samples)
+    if cost is None:
+        raise Stuck(f"{peer.name} made no step beyond {last_step} after the kill:\n{_tail(output)}")
+    return cost, step_s
+
+
+def _watch(facts: Facts, tree: Tree, output: Path) -> None:
+    """See the epoch to its end, as an operator who starts again what has died."""
+    try:
         for _ in until(facts.finished, EPOCH_LIMIT_S, tree, output):
             tree.revive()
             facts.read()
             time.sleep(0.05)
-        time.sleep(LAST_WORDS_S)
-        facts.read()
-    cost = cost_of(facts.all, killed_t, workload.num_samples)
-    if cost is None:
-        raise RuntimeError(f"{peer.name} made no step beyond {last_step} after the kill:\n{_tail(output)}")
-    return cost, step_s
+    except RuntimeError as error:
+        raise Stuck(str(error)) from error
+    time.sleep(LAST_WORDS_S)
+    facts.read()
 
 
 def until(done: Callable[[], bool], limit_s: float, tree: Tree, output: Path) -> Iterator[None]:
