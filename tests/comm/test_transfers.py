@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import signal
 import threading
 
 import pytest
@@ -107,22 +109,34 @@ def test_an_address_of_another_host_cannot_be_listened_on(key):
     assert threading.active_count() == before
 
 
-def offer_without_end(key, line):
-    offerer = Offerer("127.0.0.1", key)
-    offerer.offer("v", Parcel({"a": torch.zeros(100_000_000, dtype=torch.uint8)}, {}))
+class Dying(Offerer):
+    """Is killed as it is asked for the tenth time."""
+
+    num_asked = 0
+
+    def _answer(self, frames):
+        self.num_asked += 1
+        if self.num_asked == 10:
+            os.kill(os.getpid(), signal.SIGKILL)
+        super()._answer(frames)
+
+
+def offer_and_die(key, line):
+    offerer = Dying("127.0.0.1", key)
+    offerer.offer("v", Parcel({"a": torch.zeros(50_000_000, dtype=torch.uint8)}, {}))
     line.send(offerer.address)
-    line.recv()
+    signal.pause()
 
 
 def test_a_source_that_dies_in_mid_transfer_is_a_fault(key):
     line, far = forks.Pipe()
-    source = forks.Process(target=offer_without_end, args=(key, far), daemon=True)
+    source = forks.Process(target=offer_and_die, args=(key, far), daemon=True)
     source.start()
     assert line.poll(LONG_S)
-    address = line.recv()
-    with pytest.raises(LinkFault, match="frozen"):
-        fetch(address, key, "v", 0.5, cancelled=lambda: bool(source.kill()))
+    with pytest.raises(LinkFault, match="cut off or frozen"):
+        fetch(line.recv(), key, "v", 0.5)
     source.join()
+    assert source.exitcode == -signal.SIGKILL
 
 
 def test_heartbeats_pass_a_transfer_that_has_stopped_moving(offerer, key):

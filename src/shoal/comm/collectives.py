@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -36,6 +37,11 @@ class Seat:
     timeout_s: float = 60.0
 
 
+_GLANCE = timedelta(seconds=0.1)
+"""How often a wait looks for an abort. Gloo (torch 2.13) now and then loses the error of a connection that ends just as
+a collective begins on it, and would wait for the whole time-out."""
+
+
 class Work:
     """A collective under way."""
 
@@ -47,10 +53,20 @@ class Work:
         """Return when the result is in place. ``Halted`` after an abort, ``Fault`` if a peer or link failed."""
         if self._handle is None:
             return
+        while not self._waited():
+            self._group.check()
+
+    def _waited(self) -> bool:
         try:
-            self._handle.wait()
+            if self._group.seat.device == "cpu":
+                self._handle.wait(_GLANCE)
+            else:
+                self._handle.wait()
         except RuntimeError as error:
-            raise self._group.translated(error) from error
+            if self._handle.is_completed():
+                raise self._group.translated(error) from error
+            return False
+        return True
 
 
 class Group:
@@ -65,6 +81,7 @@ class Group:
         self._listeners = listeners
         self._aborted = threading.Event()
         self._raw_bytes = 0
+        self._under_way: list[Any] = []
         self._options = dist.AllreduceOptions()
         self._options.timeout = timedelta(seconds=seat.timeout_s)
 
@@ -92,9 +109,12 @@ class Group:
         if self._backend is None:
             return Work(self, None)
         try:
-            return Work(self, self._backend.allreduce([tensor], self._options))
+            handle = self._backend.allreduce([tensor], self._options)
         except RuntimeError as error:
             raise self.translated(error) from error
+        self._under_way = [other for other in self._under_way if not other.is_completed()]
+        self._under_way.append(handle)
+        return Work(self, handle)
 
     def all_gather(self, payload: bytes) -> list[bytes]:
         """Every member's payload, by rank. For small things such as metrics: all of it goes to all members."""
@@ -140,9 +160,12 @@ class Group:
         return self._raw_bytes
 
     def close(self) -> None:
-        """Abort, and free the group's threads and sockets."""
+        """Abort, and free the group's threads and sockets; if gloo has lost a collective, once that has timed out."""
         self.abort()
-        self._backend = None
+        lost = [handle for handle in self._under_way if not handle.is_completed()]
+        if lost:
+            threading.Thread(target=_outlive, args=(self._backend, lost), name="shoal-lost", daemon=True).start()
+        self._backend, self._under_way = None, []
 
     def _sockets(self) -> list[Any]:
         return [entry for entry in tcp_sockets() if belongs(entry, self._listeners)]
@@ -185,6 +208,14 @@ class _Forming:
             raise self._error or Bug("a group was neither formed nor refused")
         message = f"generation {seat.generation} could not meet: {_first_line(self._error)}"
         raise Fault(message, rank=seat.rank, generation=seat.generation) from self._error
+
+
+def _outlive(backend: Any, handles: list[Any]) -> None:
+    """Freed while a collective is under way, a backend waits for it and lets no other thread run meanwhile."""
+    for handle in handles:
+        with suppress(RuntimeError):
+            handle.wait()
+    del backend
 
 
 def _form_gloo(seat: Seat, meeting: Meeting) -> Group:
