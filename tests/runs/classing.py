@@ -30,6 +30,10 @@ def dropping() -> nn.Module:
     return nn.Sequential(nn.Linear(NUM_FEATURES, 16), nn.Tanh(), nn.Dropout(0.3), nn.Linear(16, 3))
 
 
+def wide_enough_for_threads() -> nn.Module:
+    return nn.Sequential(nn.Linear(NUM_FEATURES, 4096), nn.Tanh(), nn.Linear(4096, 3))
+
+
 class Experts(nn.Module):
     """One layer for all samples, one that few samples use, one that none uses."""
 

@@ -17,6 +17,7 @@ from tests.runs.classing import (
     make_job,
     normalised,
     warming,
+    wide_enough_for_threads,
 )
 
 DOUBLE = Classify(dtype=torch.float64)
@@ -112,3 +113,16 @@ def test_dropout_draws_the_same_at_the_same_number_of_workers():
     first, again, other = trained(job, 3)[0], trained(job, 3)[0], trained(job, 2)[0]
     assert is_same_to_the_bit(first, again)
     assert largest_difference(first, other) > 1e-6
+
+
+def test_a_job_from_python_trains_after_torch_has_used_many_threads():
+    torch.set_num_threads(2)
+    torch.ones(1 << 22).exp().sum()
+    torch.set_num_threads(1)
+    job = make_job(Classify(wide_enough_for_threads), steps=2, global_batch=500, num_threads=None)
+    assert shoal.train(job, options=QUIET).outcome == "done"
+
+
+def test_many_threads_need_a_job_file():
+    with pytest.raises(shoal.ConfigError, match="num_threads=2 needs a job file"):
+        shoal.train(make_job(num_threads=2), options=QUIET)

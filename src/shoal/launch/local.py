@@ -21,10 +21,11 @@ from shoal.training.folder import RunFolder
 class LocalFleet:
     """Starts a worker in about 50 ms. ``about`` is what the nursery says of the job once it has loaded and tried it."""
 
-    def __init__(self, pid: int, commands: int, answers: int) -> None:
+    def __init__(self, pid: int, commands: int, answers: int, num_threads: int | None = None) -> None:
         self.host = "127.0.0.1"
         self._pid = pid
         self._closed = False
+        self._num_threads = num_threads
         self._commands = commands
         self._lines = _Lines(answers)
         self._gone: list[Gone] = []
@@ -50,7 +51,10 @@ class LocalFleet:
 
     @staticmethod
     def of_value(load: Callable[[], tuple[Any, dict[str, Any]]]) -> LocalFleet:
-        """A fork of this process as the nursery, for a job that is no file, as in a notebook."""
+        """A fork of this process as the nursery, for a job that is no file, as in a notebook.
+
+        Its workers have one thread each: once a process has computed with several, a fork of it that does hangs.
+        """
         commands, to_nursery = os.pipe()
         from_nursery, answers = os.pipe()
         pid = os.fork()
@@ -63,7 +67,7 @@ class LocalFleet:
                 os._exit(0)
         os.close(commands)
         os.close(answers)
-        return LocalFleet(pid, to_nursery, from_nursery)
+        return LocalFleet(pid, to_nursery, from_nursery, num_threads=1)
 
     def _first_answer(self) -> dict[str, Any]:
         lines: list[bytes] | None = []
@@ -94,7 +98,7 @@ class LocalFleet:
             job_hash=self._record["identity"]["job_hash"],
             host=self.host,
             log=str(self._folder.log_path(name)),
-            num_threads=max(1, cores // self._record["workers"]),
+            num_threads=self._num_threads or max(1, cores // self._record["workers"]),
         )
         self._say(Command(start=start))
 

@@ -125,6 +125,7 @@ def train(
     ``workers``: a number, or a range such as ``"2..8"``. ``on``: ``local``, ``ray`` or ``manual`` (workers are started
     by hand). ``settings`` replace fields of the job: ``["global_batch=128"]``. Raises ``ConfigError`` for what cannot
     be run, and a ``ShoalError`` if the run fails; what was stored is kept. Ctrl-C stores the newest step and stops.
+    Workers of a ``Job`` are forks of this process, with one thread each; those of a file share the machine's cores.
     """
     options = options or TrainOptions()
     size = Size.parse(workers)
@@ -327,6 +328,11 @@ def _fleet_of_value(job: Job, settings: Sequence[str]) -> LocalFleet:
         from shoal.launch.rehearsal import about
 
         changed = override(job, parse_settings(settings))
+        if (changed.num_threads or 1) > 1:
+            raise ConfigError(
+                f"num_threads={changed.num_threads} needs a job file: workers of a job from Python are forks of this"
+                " process, and have one thread each"
+            )
         return changed, about(changed, f"pid-{os.getpid()}", settings)
 
     return LocalFleet.of_value(load)
