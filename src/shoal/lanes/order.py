@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate
+from typing import NamedTuple
 
 from shoal.errors import ConfigError
 from shoal.lanes.hashing import Indices, key_of, permutation
@@ -14,10 +15,18 @@ from shoal.lanes.hashing import Indices, key_of, permutation
 _BLOCKS, _ROWS = 1, 2
 
 
-@dataclass(frozen=True, eq=False)
-class Part:
+class Part(NamedTuple):
     """Some rows of one block, in the order in which they are wanted."""
 
+    block: int
+    rows: Indices
+
+
+class _Piece(NamedTuple):
+    """The samples of a lane, from ``start`` up to ``stop``, that are of one block."""
+
+    start: int
+    stop: int
     block: int
     rows: Indices
 
@@ -59,35 +68,53 @@ class Order:
     def slice(self, lane: int, start: int, stop: int) -> list[Part]:
         """The samples from ``start`` up to ``stop`` of a lane, in order. ``ConfigError`` beyond its end.
 
-        Microseconds; the first slice in a block also permutes the block's rows, about 0.5 s a million.
+        A microsecond or two; the first slice in a block also permutes the block's rows, about 0.5 s a million.
         """
+        self._check(lane, start, stop)
         parts = []
-        for block, first, last in self._pieces(lane, start, stop):
-            rows = self._rows(block)[first:last]
-            parts.append(Part(block, rows[::-1].copy() if lane % 2 else rows))
+        while start < stop:
+            piece = self._pieces.get(lane)
+            if piece is None or not piece.start <= start < piece.stop:
+                piece = self._pieces[lane] = self._piece(lane, start)
+            upto = min(piece.stop, stop)
+            parts.append(Part(piece.block, piece.rows[start - piece.start : upto - piece.start]))
+            start = upto
         return parts
 
     def blocks_of(self, lane: int, start: int, stop: int) -> list[int]:
-        """The blocks that hold the samples from ``start`` up to ``stop`` of a lane. Permutes no rows."""
-        return [block for block, _, _ in self._pieces(lane, start, stop)]
-
-    def _pieces(self, lane: int, start: int, stop: int) -> list[tuple[int, int, int]]:
-        """(block, start, stop) for each block in this part of a lane, in the lane's order."""
-        if not (0 <= lane < self.num_lanes and 0 <= start <= stop <= self.lane_size(lane)):
-            raise ConfigError(f"lane {lane} of {self.num_lanes} yields no samples {start} to {stop}")
+        """The blocks that hold the samples from ``start`` up to ``stop`` of a lane, in order. Permutes no rows."""
+        self._check(lane, start, stop)
+        if start == stop:
+            return []
         if lane % 2:
             first, last = self._bounds[lane + 1] - stop, self._bounds[lane + 1] - start
         else:
             first, last = self._bounds[lane] + start, self._bounds[lane] + stop
-        pieces = []
-        position = bisect_right(self._ends, first)
-        while first < last:
-            block, end = self._blocks[position], self._ends[position]
-            begin, upto = end - self.block_sizes[block], min(last, end)
-            if first < upto:
-                pieces.append((block, first - begin, upto - begin))
-            first, position = upto, position + 1
-        return pieces[::-1] if lane % 2 else pieces
+        blocks = self._blocks[bisect_right(self._ends, first) : bisect_left(self._ends, last) + 1]
+        filled = [block for block in blocks if self.block_sizes[block]]
+        return filled[::-1] if lane % 2 else filled
+
+    def _check(self, lane: int, start: int, stop: int) -> None:
+        if not (0 <= lane < self.num_lanes and 0 <= start <= stop <= self.lane_size(lane)):
+            raise ConfigError(f"lane {lane} of {self.num_lanes} yields no samples {start} to {stop}")
+
+    def _piece(self, lane: int, start: int) -> _Piece:
+        """The piece of a lane that its sample at ``start`` is in."""
+        low, high = self._bounds[lane], self._bounds[lane + 1]
+        on_line = high - 1 - start if lane % 2 else low + start
+        position = bisect_right(self._ends, on_line)
+        block, end = self._blocks[position], self._ends[position]
+        begin = end - self.block_sizes[block]
+        first, last = max(low, begin), min(high, end)
+        rows = self._rows(block)[first - begin : last - begin]
+        if lane % 2:
+            return _Piece(high - last, high - first, block, rows[::-1].copy())
+        return _Piece(first - low, last - low, block, rows)
+
+    @cached_property
+    def _pieces(self) -> dict[int, _Piece]:
+        """The piece that each lane was last in: most slices begin where the one before ended."""
+        return {}
 
     @cached_property
     def _bounds(self) -> tuple[int, ...]:

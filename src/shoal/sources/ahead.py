@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import zip_longest
 
 from shoal.lanes import Order, Steps
 from shoal.sources.source import Reader
@@ -32,7 +33,8 @@ class ReadAhead:
         if step < self._next_step:
             return
         self._next_step = step + _EVERY_STEPS
-        wanted = dict.fromkeys((*self._blocks(step, 0.0), *self._blocks(step, 0.5)))
+        lanes = self._blocks(step)
+        wanted = dict.fromkeys(block for turn in zip_longest(*lanes) for block in turn if block is not None)
         gone = self._held.difference(wanted)
         self._reader.expect([block for block in wanted if block not in self._held])
         self._reader.release(gone)
@@ -43,18 +45,20 @@ class ReadAhead:
         self._reader.release(self._held)
         self._held = set()
 
-    def _blocks(self, step: int, far: float) -> Iterator[int]:
-        """What the lanes are in during the steps until the next look, and up to ``far`` of a block later."""
+    def _blocks(self, step: int) -> list[list[int]]:
+        """What each lane is in until the next look and some way beyond, in its order."""
         steps = self._steps
         epoch, _ = steps.locate(step)
-        order = self._order_of_epoch(epoch)
-        is_last = (epoch + 1) * steps.steps_per_epoch >= steps.total_steps
+        order, is_last = self._order_of_epoch(epoch), (epoch + 1) * steps.steps_per_epoch >= steps.total_steps
         starts = steps.cursors(step).tolist()
-        rows_a_block = steps.num_samples / max(1, len(order.block_sizes))
-        rows = _EVERY_STEPS * -(-steps.global_batch // steps.num_lanes)
+        half_a_block = steps.num_samples / max(1, len(order.block_sizes)) / 2
+        rows = 2 * _EVERY_STEPS * -(-steps.global_batch // steps.num_lanes)
+        found = []
         for index, lane in enumerate(self._lanes):
-            size = order.lane_size(lane)
-            stop = starts[lane] + rows * (2 if far else 1) + int(far * rows_a_block * index / len(self._lanes))
-            yield from order.blocks_of(lane, starts[lane], min(stop, size))
+            start, size = starts[lane], order.lane_size(lane)
+            stop = start + rows + int(half_a_block * index / len(self._lanes))
+            blocks = order.blocks_of(lane, start, min(stop, size))
             if stop > size and not is_last:
-                yield from self._order_of_epoch(epoch + 1).blocks_of(lane, 0, min(stop - size, size))
+                blocks += self._order_of_epoch(epoch + 1).blocks_of(lane, 0, min(stop - size, size))
+            found.append(blocks)
+        return found

@@ -25,7 +25,7 @@ class BlockCache:
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="shoal-blocks")
         self._lock = threading.Lock()
         self._blocks: OrderedDict[int, Future[Columns]] = OrderedDict()
-        self._num_bytes: dict[int, int] = {}
+        self._here: dict[int, Columns] = {}
         self._total_bytes = 0
         self._held: set[int] = set()
 
@@ -33,7 +33,10 @@ class BlockCache:
         """These blocks, once they are all here."""
         with self._lock:
             futures = {block: self._ask(block) for block in blocks}
-        return {block: future.result() for block, future in futures.items()}
+            found = {block: self._here[block] for block in futures if block in self._here}
+        if len(found) < len(futures):
+            found = {block: future.result() for block, future in futures.items()}
+        return found
 
     def hold(self, blocks: Collection[int]) -> None:
         """Begin to read these, and keep them until they are released."""
@@ -51,6 +54,7 @@ class BlockCache:
         """Ends once what is being read has been."""
         self._pool.shutdown(cancel_futures=True)
         self._blocks.clear()
+        self._here.clear()
 
     def _ask(self, block: int) -> Future[Columns]:
         future = self._blocks.get(block)
@@ -67,7 +71,7 @@ class BlockCache:
                 self._blocks.pop(block, None)
             raise
         with self._lock:
-            self._num_bytes[block] = columns.num_bytes
+            self._here[block] = columns
             self._total_bytes += columns.num_bytes
             self._make_room()
         return columns
@@ -76,6 +80,6 @@ class BlockCache:
         for block in list(self._blocks) if self._total_bytes > self._room_bytes else ():
             if self._total_bytes <= self._room_bytes:
                 return
-            if block in self._num_bytes and block not in self._held:
+            if block in self._here and block not in self._held:
                 del self._blocks[block]
-                self._total_bytes -= self._num_bytes.pop(block)
+                self._total_bytes -= self._here.pop(block).num_bytes
