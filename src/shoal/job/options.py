@@ -35,7 +35,7 @@ def override(job: Job, settings: Mapping[str, str]) -> Job:
         other = "steps" if "epochs" in settings else "epochs"
         settings = {**settings, other: "none"}
     tree: dict[str, Any] = {}
-    for name, text in settings.items():
+    for name, text in sorted(settings.items(), key=lambda setting: -setting[0].count(".")):
         node = tree
         *parents, last = name.split(".")
         for parent in parents:
