@@ -17,22 +17,31 @@ Event = dict[str, Any]
 
 
 class EventLog:
-    """Append events to a file. A line is written whole or not at all, by one ``write`` in append mode.
+    """Append events to a file, each by one ``write`` in append mode.
 
-    A disk that is full loses the line and is counted in ``num_lost``: a log never stops what it records.
+    A disk that is full loses the line and is counted in ``num_lost``: a log never stops what it records. A line that
+    was torn, by it or by a crash, is ended before the next one.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.num_lost = 0
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        size = os.fstat(self._fd).st_size
+        self._is_torn = size > 0 and os.pread(self._fd, 1, size - 1) != b"\n"
 
     def append(self, event: Event) -> None:
         line = msgspec.json.encode(event) + b"\n"
+        if self._is_torn:
+            line = b"\n" + line
         try:
-            os.write(self._fd, line)
+            num_written = os.write(self._fd, line)
         except OSError:
             self.num_lost += 1
+            return
+        if num_written < len(line):
+            self.num_lost += 1
+        self._is_torn = num_written < len(line)
 
     def close(self) -> None:
         os.close(self._fd)

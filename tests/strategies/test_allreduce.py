@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -35,9 +37,13 @@ class Net(nn.Module):
         return self.last(hidden) + self.tied(hidden)
 
 
+torch.manual_seed(0)
+NET = Net().double()
+
+
 def net():
-    torch.manual_seed(0)
-    return Net().double()
+    """The same model for every rank; threads share torch's random state."""
+    return copy.deepcopy(NET)
 
 
 def loss_of(model, rows, sometimes=False):
