@@ -9,7 +9,7 @@ import threading
 import pytest
 import torch
 
-from shoal.comm.collectives import Group, Seat
+from shoal.comm.collectives import Group, Seat, Work
 from shoal.comm.meeting import Meeting
 from shoal.comm.sockets import can_find_sockets, shut_down, tcp_sockets
 from shoal.errors import Fault, Halted
@@ -164,6 +164,27 @@ def test_one_members_abort_reaches_the_others():
 def test_nothing_can_be_started_after_an_abort():
     with Crew(2, refuse_after_abort) as crew:
         assert let_go(crew) == [(3, True)] * 2
+
+
+class Forgotten:
+    """A collective whose error gloo has lost: it never ends, and a wait for it only times out."""
+
+    def wait(self, timeout):
+        raise RuntimeError("Operation timed out!")
+
+    def is_completed(self):
+        return False
+
+
+def test_an_abort_ends_the_wait_for_a_collective_that_gloo_forgot():
+    """One abort in some hundred hit a collective as it began, and both sides waited for the whole time-out."""
+    group = Group.form(Seat(1, 0, 1), Meeting(1, lambda key, value: None, timeout_s=0.0))
+    waiting = Work(group, Forgotten())
+    aborter = threading.Timer(0.05, group.abort)
+    aborter.start()
+    with pytest.raises(Halted):
+        waiting.wait()
+    aborter.join()
 
 
 @linux

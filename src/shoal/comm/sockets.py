@@ -36,6 +36,7 @@ class TcpSocket:
 
 
 def can_find_sockets() -> bool:
+    """Whether this system tells a process what it has open."""
     return os.path.isdir(_FDS)
 
 
