@@ -8,7 +8,8 @@ from itertools import zip_longest
 from shoal.lanes import Order, Steps
 from shoal.sources.source import Reader
 
-_EVERY_STEPS = 4
+EVERY_STEPS = 4
+"""How often it looks. As many steps may be gathered together."""
 
 
 class ReadAhead:
@@ -32,7 +33,7 @@ class ReadAhead:
         """``step`` is about to be gathered. Steps come one after another."""
         if step < self._next_step:
             return
-        self._next_step = step + _EVERY_STEPS
+        self._next_step = step + EVERY_STEPS
         lanes = self._blocks(step)
         wanted = dict.fromkeys(block for turn in zip_longest(*lanes) for block in turn if block is not None)
         gone = self._held.difference(wanted)
@@ -52,7 +53,7 @@ class ReadAhead:
         order, is_last = self._order_of_epoch(epoch), (epoch + 1) * steps.steps_per_epoch >= steps.total_steps
         starts = steps.cursors(step).tolist()
         half_a_block = steps.num_samples / max(1, len(order.block_sizes)) / 2
-        rows = 2 * _EVERY_STEPS * -(-steps.global_batch // steps.num_lanes)
+        rows = 2 * EVERY_STEPS * -(-steps.global_batch // steps.num_lanes)
         found = []
         for index, lane in enumerate(self._lanes):
             start, size = starts[lane], order.lane_size(lane)

@@ -7,11 +7,16 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from shoal.lanes import Ledger, Order, Part, Steps
-from shoal.sources.ahead import ReadAhead
+import numpy as np
+
+from shoal.lanes import Ledger, Order, Part, Span, Steps
+from shoal.lanes.hashing import Indices
+from shoal.sources.ahead import EVERY_STEPS, ReadAhead
+from shoal.sources.columns import Columns, take
 from shoal.sources.source import Batch, Reader
 
 _DEPTH = 2
+_TOGETHER_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,9 @@ class LocalBatch:
 class Prefetch:
     """Iterates over the steps from ``first_step`` to the last, for the lanes of one worker.
 
-    Two steps wait ready while a third is gathered. What is raised in the background is raised by ``next``. ``close``
-    ends the thread, which may have to finish the read that it is in; the reader stays open.
+    Two steps wait ready while the next is gathered, or the next four if they come to 8 MiB at most. What is raised in
+    the background is raised by ``next``. ``close`` ends the thread, which may have to finish the read that it is in;
+    the reader stays open.
     """
 
     def __init__(
@@ -47,6 +53,7 @@ class Prefetch:
         self._steps = steps
         self._lanes = lanes
         self._micro_batch = micro_batch
+        self._num_together = 1
         self._changed = threading.Condition()
         self._ready: deque[LocalBatch] = deque()
         self._error: BaseException | None = None
@@ -85,31 +92,72 @@ class Prefetch:
     def _take_steps(self, first_step: int) -> None:
         ahead = ReadAhead(self._reader, self._order_of_epoch, self._steps, self._lanes)
         try:
-            for step in range(first_step, self._steps.total_steps):
+            step = first_step
+            while step < self._steps.total_steps:
                 ahead.move_to(step)
-                if not self._put(self._gather(step)):
+                found = self._gather(step, self._end_of_run(step))
+                if not self._put(found):
                     return
+                step += len(found)
         finally:
             ahead.end()
 
-    def _put(self, batch: LocalBatch) -> bool:
+    def _end_of_run(self, step: int) -> int:
+        """Steps up to here are gathered together: all of one epoch, and small."""
+        epoch, _ = self._steps.locate(step)
+        last = min((epoch + 1) * self._steps.steps_per_epoch, self._steps.total_steps)
+        return min(step + self._num_together, last)
+
+    def _put(self, found: list[LocalBatch]) -> bool:
         with self._changed:
             self._changed.wait_for(lambda: len(self._ready) < _DEPTH or self._closed)
             if not self._closed:
-                self._ready.append(batch)
+                self._ready.extend(found)
                 self._changed.notify_all()
             return not self._closed
 
-    def _gather(self, step: int) -> LocalBatch:
-        span = self._steps.span(step)
-        order = self._order_of_epoch(span.epoch)
-        starts, stops = span.starts.tolist(), span.stops.tolist()
+    def _gather(self, step: int, stop: int) -> list[LocalBatch]:
+        """The steps from ``step`` up to ``stop``. A lane's share of one may be a few rows, which cost as much to look
+        up as many: they are gathered together, and then copied apart."""
+        spans = [self._steps.span(each) for each in range(step, stop)]
+        starts, stops = spans[0].starts.tolist(), spans[-1].stops.tolist()
+        order = self._order_of_epoch(spans[0].epoch)
         parts = [part for lane in self._lanes for part in order.slice(lane, starts[lane], stops[lane])]
         if not parts:
-            return LocalBatch(step, span.epoch, 0)
-        ledger = Ledger.expected(span, self._lanes)
-        groups = split(parts, self._micro_batch) if self._micro_batch else [parts]
-        return LocalBatch(step, span.epoch, ledger.count, [self._reader.gather(group) for group in groups], ledger)
+            batches: list[list[Batch]] = [[] for _ in spans]
+        elif len(spans) == 1:
+            groups = split(parts, self._micro_batch) if self._micro_batch else [parts]
+            batches = [[self._reader.gather(group) for group in groups]]
+        else:
+            together = [Columns.of(self._reader.gather(parts))]
+            rows = apart(spans, self._lanes)
+            most = self._micro_batch or self._steps.global_batch
+            batches = [[take(together, [some[i : i + most]]) for i in range(0, len(some), most)] for some in rows]
+        self._num_together = _how_many_together(batches[0])
+        ledgers = [Ledger.expected(span, self._lanes) for span in spans]
+        return [
+            LocalBatch(step + index, span.epoch, ledgers[index].count, batches[index], ledgers[index])
+            for index, span in enumerate(spans)
+        ]
+
+
+def _how_many_together(batches: Sequence[Batch]) -> int:
+    """As many steps as are small together, going by one of them."""
+    num_bytes = sum(Columns.of(batch).num_bytes for batch in batches)
+    return max(1, min(EVERY_STEPS, _TOGETHER_BYTES // max(1, num_bytes)))
+
+
+def apart(spans: Sequence[Span], lanes: Sequence[int]) -> list[Indices]:
+    """Which rows each span has among those of all spans, gathered lane by lane. The spans follow one another."""
+    chosen = np.asarray(lanes)
+    first, last = spans[0].starts[chosen], spans[-1].stops[chosen]
+    begins = np.cumsum(last - first) - last
+    found = []
+    for span in spans:
+        starts, counts = span.starts[chosen], (span.stops - span.starts)[chosen]
+        before = np.cumsum(counts) - counts
+        found.append(np.arange(counts.sum()) + np.repeat(begins + starts - before, counts))
+    return found
 
 
 def split(parts: Sequence[Part], most: int) -> list[list[Part]]:
