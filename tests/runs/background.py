@@ -31,18 +31,20 @@ class Background:
     def events(self) -> list[Event]:
         return read_events(self.path / "events.jsonl")[0]
 
-    def until(self, kind: str, **fields: Any) -> Event:
-        """Wait for an event; a field that is a number is met by any that is as large."""
-        deadline_s = time.monotonic() + _PATIENCE_S
-        while time.monotonic() < deadline_s:
-            for event in self.events:
-                if event["kind"] == kind and all(_meets(event[name], wanted) for name, wanted in fields.items()):
-                    return event
-            time.sleep(_POLL_S)
-        raise AssertionError(f"no {kind} {fields} within {_PATIENCE_S:g} s")
+    def until(self, kind: str, step: int = 0) -> Event:
+        """The first event of a kind, at ``step`` or later, once there is one."""
+
+        def found() -> Event | None:
+            return next((e for e in self.events if e["kind"] == kind and e.get("step", 0) >= step), None)
+
+        return _awaited(found, f"{kind} at step {step}")
 
     def until_step(self, step: int) -> None:
-        self.until("progress", step=step)
+        self.until("progress", step)
+
+    def until_listening(self) -> None:
+        """Until the coordinator can be called."""
+        _awaited((self.path / "control.json").exists, "coordinator")
 
     def processes(self) -> list[int]:
         """Everything alive in the driver's session."""
@@ -58,8 +60,13 @@ class Background:
         self.wait()
 
 
-def _meets(came: Any, wanted: Any) -> bool:
-    return bool(came >= wanted if isinstance(wanted, int | float) else came == wanted)
+def _awaited(look: Callable[[], Any], what: str) -> Any:
+    deadline_s = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < deadline_s:
+        if found := look():
+            return found
+        time.sleep(_POLL_S)
+    raise AssertionError(f"no {what} within {_PATIENCE_S:g} s")
 
 
 def _session(stat: Path) -> int:
@@ -86,7 +93,7 @@ def who_outlives(pids: list[int], timeout_s: float) -> list[int]:
 
 @contextmanager
 def in_background(call: Callable[[], object], name: str) -> Iterator[Background]:
-    """``call`` drives the run ``name``. What is left of it at the end is killed."""
+    """``call`` drives the run ``name``, or is a worker of it. What is left of it at the end is killed."""
     pid = os.fork()
     if pid == 0:
         os._exit(_driver(call))
@@ -101,7 +108,7 @@ def in_background(call: Callable[[], object], name: str) -> Iterator[Background]
 def _driver(call: Callable[[], object]) -> int:
     os.setsid()
     try:
-        call()
+        returned = call()
     except shoal.ShoalError as error:
         return error.exit_code
-    return 0
+    return returned if isinstance(returned, int) else 0
