@@ -222,6 +222,7 @@ class Driver:
         joined = {e["worker"] for e in read_events(self._folder.events_path)[0] if e["kind"] == "joined"}
         for name in set(self._crew.started_at_s) - joined:
             self._fleet.kill(name)
+            del self._crew.started_at_s[name]
         deadline_s = time.monotonic() + _GRACE_S
         while self._crew.started_at_s and time.monotonic() < deadline_s and self._exit_code is None:
             for gone in self._fleet.gone():
