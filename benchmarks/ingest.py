@@ -8,19 +8,23 @@ it, each with its best of 0, 1 and 2 loader processes, and room in memory for al
 - a map-style dataset in torch's ``DataLoader`` with ``shuffle=True``: the ratio that is asked for;
 - the same with whole batches by ``__getitems__``, for who knows of it;
 - an ``IterableDataset`` over row groups, whose batches each come from one or two of them;
-- Ray Data, with a local shuffle over as many rows as ours are shuffled among.
+- Ray Data, with a local shuffle over as many rows as ours are shuffled among; its best epoch, its start not counted.
 
 And the map-style dataset again where memory is short: both may keep what our lanes are in, and no more.
+
+Ray Data has an environment of its own, made when it is first needed; ``--quick`` leaves it out.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -30,6 +34,8 @@ import torch
 
 from benchmarks.loaders import (
     BATCH,
+    ROWS_A_FILE,
+    ROWS_A_GROUP,
     BatchedMapStyle,
     ByRowGroup,
     MapStyle,
@@ -37,7 +43,8 @@ from benchmarks.loaders import (
     loader_of,
     write_files,
 )
-from benchmarks.machine import finish, median_and_spread
+from benchmarks.machine import REPOSITORY, finish, median_and_spread
+from benchmarks.peers.envs import pins, python_of
 from shoal.lanes import Order, Steps
 from shoal.sources import Parquet, Prefetch
 
@@ -85,13 +92,21 @@ def theirs(kind: type, paths: Sequence[Path], epochs: int, workers: int) -> floa
 
 
 def short_of_memory(paths: Sequence[Path], workers: int) -> float:
-    """The map-style dataset's rows a second, with as many row groups kept as our lanes hold; some batches are enough."""
+    """The map-style dataset's rows a second with no more row groups kept than our lanes hold; a few batches tell."""
     loader = loader_of(MapStyle(paths, GROUPS_IN_SHORT_MEMORY // max(1, workers)), workers)
     batches = iter(loader)
     next(batches)
     began = time.perf_counter()
     num_rows = sum(len(labels) for _, labels in islice(batches, BATCHES_IN_SHORT_MEMORY))
     return num_rows / (time.perf_counter() - began)
+
+
+def ray_data(paths: Sequence[Path], epochs: int) -> float:
+    """Rows a second of Ray Data in its best epoch after the first, which starts its workers."""
+    shuffled_rows = GROUPS_IN_SHORT_MEMORY * ROWS_A_GROUP
+    command = [python_of("ray_data"), "-m", "benchmarks.peers.with_ray_data", BATCH, shuffled_rows, 1 + epochs, *paths]
+    done = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True, cwd=REPOSITORY)
+    return max(json.loads(done.stdout.splitlines()[-1])[1:])
 
 
 def best_workers(measure: Callable[[int], float]) -> tuple[int, dict[int, float]]:
@@ -114,52 +129,89 @@ def compare(name: str, one: Contestant, other: Contestant, pairs: int) -> dict[s
     our_rates, their_rates = in_turns(one, other, pairs)
     ratios = [a / b for a, b in zip(our_rates, their_rates, strict=True)]
     our_rate, their_rate = statistics.median(our_rates), statistics.median(their_rates)
-    print(f"{name:36} {our_rate:12,.0f} {their_rate:12,.0f} {statistics.median(ratios):8.2f}", flush=True)
+    print(f"{name:42} {our_rate:10,.0f} {their_rate:10,.0f} {statistics.median(ratios):7.2f}", flush=True)
     return {"ratio": median_and_spread(ratios), "rows_per_s": our_rate, "their_rows_per_s": their_rate}
 
 
-def compare_all(paths: Sequence[Path], scale: Scale) -> dict[str, Any]:
-    """By the peer's name: the ratio, both rates, and the loader processes tried."""
-    results: dict[str, Any] = {}
-    epochs = scale.epochs
-    for name, kind in (("map-style", MapStyle), ("batched", BatchedMapStyle), ("by row group", ByRowGroup)):
-        workers, tried = best_workers(lambda w, kind=kind: theirs(kind, paths, 1, w))
-        found = compare(
-            f"{name}, {workers} processes",
-            lambda: ours(paths, epochs),
-            lambda kind=kind, workers=workers: theirs(kind, paths, epochs, workers),
-            scale.pairs,
-        )
-        results[name] = {**found, "workers": workers, "rows_per_s_by_workers": tried}
-    workers, tried = best_workers(lambda w: short_of_memory(paths, w))
+def against_loader(kind: type, paths: Sequence[Path], scale: Scale) -> dict[str, Any]:
+    """Against a ``DataLoader`` with its best number of processes, which are stated."""
+    workers, tried = best_workers(lambda number: theirs(kind, paths, 1, number))
     found = compare(
-        f"map-style, short memory, {workers} processes",
+        f"{kind.__name__}, {workers} processes",
+        lambda: ours(paths, scale.epochs),
+        lambda: theirs(kind, paths, scale.epochs, workers),
+        scale.pairs,
+    )
+    return {**found, "workers": workers, "rows_per_s_by_workers": tried}
+
+
+def against_short_memory(paths: Sequence[Path], scale: Scale) -> dict[str, Any]:
+    """The same for the map-style dataset where neither may keep more than our lanes hold."""
+    workers, tried = best_workers(lambda number: short_of_memory(paths, number))
+    found = compare(
+        f"MapStyle, short memory, {workers} processes",
         lambda: ours(paths, 1, cached_bytes=0),
         lambda: short_of_memory(paths, workers),
         scale.pairs,
     )
-    results["short memory"] = {**found, "workers": workers, "rows_per_s_by_workers": tried}
+    return {**found, "workers": workers, "rows_per_s_by_workers": tried}
+
+
+def compare_all(paths: Sequence[Path], scale: Scale, *, with_ray: bool) -> dict[str, dict[str, Any]]:
+    """By the peer's name: the ratio, both rates, and what was tried."""
+    ours(paths, 1)  # imports, and the files into the system's cache
+    results = {
+        "map_style": against_loader(MapStyle, paths, scale),
+        "map_style_batched": against_loader(BatchedMapStyle, paths, scale),
+        "by_row_group": against_loader(ByRowGroup, paths, scale),
+        "map_style_short_memory": against_short_memory(paths, scale),
+    }
+    if with_ray:
+        python_of("ray_data")
+        found = compare("Ray Data", lambda: ours(paths, scale.epochs), lambda: ray_data(paths, scale.epochs), 3)
+        results["ray_data"] = {**found, "version": pins("ray_data")["ray"]}
     return results
+
+
+def figures_of(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What the last line says: medians of ratios, ours over theirs, and our rows a second."""
+    ratios = {name: round(result["ratio"]["median"], 2) for name, result in results.items()}
+    figures: dict[str, Any] = {
+        "ratio_vs_dataloader": ratios["map_style"],
+        "rows_per_s": round(results["map_style"]["rows_per_s"]),
+        "iterable_rowgroup_ratio": ratios["by_row_group"],
+        "ray_data_ratio": ratios.get("ray_data"),
+        "batched_map_style_ratio": ratios["map_style_batched"],
+        "short_memory_ratio": ratios["map_style_short_memory"],
+    }
+    if "ray_data" not in ratios:
+        figures["ray_data_reason"] = "--quick leaves it out, for its time"
+    return figures
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
-    options = parser.parse_args()
-    scale = Scale(num_rows=60_000, epochs=2, pairs=3) if options.quick else Scale(num_rows=150_000, epochs=3, pairs=7)
+    quick = parser.parse_args().quick
+    scale = Scale(num_rows=45_000, epochs=3, pairs=3) if quick else Scale(num_rows=120_000, epochs=3, pairs=7)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         paths = write_files(Path(folder), scale.num_rows)
         num_bytes = sum(path.stat().st_size for path in paths)
-        print(
-            f"{scale.num_rows:,} rows, {num_bytes / 1e6:.0f} MB, {len(paths)} files; epochs from opening: {scale.epochs}"
-        )
-        print(f"{'':36} {'ours':>12} {'theirs':>12} {'ratio':>8}")
-        results = compare_all(paths, scale)
-    figures = {
-        "ratio_vs_dataloader": results["map-style"]["ratio"]["median"],
+        print(f"{scale.num_rows:,} rows in {len(paths)} files of {num_bytes / 1e6:.0f} MB; {scale.epochs} epochs")
+        print(f"{'':42} {'ours':>10} {'theirs':>10} {'ratio':>7}")
+        results = compare_all(paths, scale, with_ray=not quick)
+    config = {
+        "quick": quick,
+        **asdict(scale),
+        "file_bytes": num_bytes,
+        "rows_a_file": ROWS_A_FILE,
+        "rows_a_group": ROWS_A_GROUP,
+        "batch": BATCH,
+        "num_lanes": NUM_LANES,
+        "groups_in_short_memory": GROUPS_IN_SHORT_MEMORY,
     }
-    print(figures)
+    finish("ingest", figures_of(results), {**config, "results": results}, seed=0)
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ class ByRowGroup(IterableDataset):
 
 
 def loader_of(dataset: Dataset, workers: int) -> DataLoader:
-    """A ``DataLoader`` at its best: workers stay from epoch to epoch, and what comes as a batch is not made one again."""
+    """A ``DataLoader`` at its best: workers stay from epoch to epoch, and what is a batch is not made one again."""
     keep = {"persistent_workers": True, "prefetch_factor": 4} if workers else {}
     if isinstance(dataset, ByRowGroup):
         return DataLoader(dataset, batch_size=None, num_workers=workers, **keep)
