@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shoal.comm.keys import JobKey
-from shoal.errors import ConfigError, ShoalError
+from shoal.errors import ConfigError, ShoalError, StoreFault
 from shoal.events import Event, read_events
 from shoal.launch.driver import Driver, Stopping
 from shoal.launch.local import LocalFleet
@@ -243,7 +243,7 @@ def drive(folder: RunFolder, record: dict[str, Any], fleet: Any, options: TrainO
     run = finished_run(folder)
     run = Run(run.path, ended.outcome, ended.reason, run.figures)
     if ended.outcome not in ("done", "stopped"):
-        raise ShoalError(f"{folder.name} failed: {ended.reason}; {_what_is_kept(folder)}")
+        raise ShoalError(f"{folder.name} failed: {ended.reason}; {_what_is_kept(record)}")
     if exit_code is not None:
         raise Stopped(run, exit_code)
     return run
@@ -261,9 +261,14 @@ class Stopped(ShoalError):
         return Stopped, (self.run, self.exit_code)
 
 
-def _what_is_kept(folder: RunFolder) -> str:
-    steps = [event["step"] for event in read_events(folder.events_path)[0] if event["kind"] == "stored"]
-    return f"the newest stored version is of step {steps[-1]}" if steps else "no version had been stored"
+def _what_is_kept(record: dict[str, Any]) -> str:
+    from shoal.versions import Store, Versions
+
+    try:
+        steps = Versions(Store(record["store"])).steps()
+    except StoreFault as error:
+        return f"what is stored cannot be told: {error}"
+    return f"the newest stored version is of step {max(steps)}" if steps else "no version is stored"
 
 
 @contextmanager
