@@ -265,10 +265,10 @@ def _what_is_kept(record: dict[str, Any]) -> str:
     from shoal.versions import Store, Versions
 
     try:
-        steps = Versions(Store(record["store"])).steps()
+        newest = Versions(Store(record["store"])).newest()
     except StoreFault as error:
         return f"what is stored cannot be told: {error}"
-    return f"the newest stored version is of step {max(steps)}" if steps else "no version is stored"
+    return f"the newest stored version is of step {newest}" if newest is not None else "no version is stored"
 
 
 @contextmanager
