@@ -80,9 +80,16 @@ class ClassifyInGroups(Classify):
 
 
 def points() -> shoal.Arrays:
+    return points_but(None, 0.0)
+
+
+def points_but(sample: int | None, value: float) -> shoal.Arrays:
+    """The points, one of which has ``value`` for a feature."""
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(NUM_SAMPLES, NUM_FEATURES, generator=generator)
     y = (x[:, :3] + 0.2 * torch.randn(NUM_SAMPLES, 3, generator=generator)).argmax(1)
+    if sample is not None:
+        x[sample, 0] = value
     return shoal.Arrays(x, y, block_rows=40)
 
 
