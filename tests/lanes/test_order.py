@@ -65,7 +65,7 @@ def test_the_blocks_of_a_slice_are_told_without_permuting_rows(order: Order, dat
     lane = data.draw(st.integers(0, order.num_lanes - 1))
     start = data.draw(st.integers(0, order.lane_size(lane)))
     stop = data.draw(st.integers(start, order.lane_size(lane)))
-    blocks = order.blocks_of(lane, start, stop)
+    (blocks,) = order.blocks_of(np.array([lane]), np.array([start]), np.array([stop]))
     assert "_rows" not in vars(order)
     assert blocks == [part.block for part in order.slice(lane, start, stop)]
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import NamedTuple
+
+import numpy as np
 
 from shoal.errors import ConfigError
 from shoal.lanes.hashing import Indices, key_of, permutation
@@ -81,18 +83,18 @@ class Order:
             start = upto
         return parts
 
-    def blocks_of(self, lane: int, start: int, stop: int) -> list[int]:
-        """The blocks that hold the samples from ``start`` up to ``stop`` of a lane, in order. Permutes no rows."""
-        self._check(lane, start, stop)
-        if start == stop:
-            return []
-        if lane % 2:
-            first, last = self._bounds[lane + 1] - stop, self._bounds[lane + 1] - start
-        else:
-            first, last = self._bounds[lane] + start, self._bounds[lane] + stop
-        blocks = self._blocks[bisect_right(self._ends, first) : bisect_left(self._ends, last) + 1]
-        filled = [block for block in blocks if self.block_sizes[block]]
-        return filled[::-1] if lane % 2 else filled
+    def blocks_of(self, lanes: Indices, starts: Indices, stops: Indices) -> list[list[int]]:
+        """For each of these lanes the blocks that hold its samples from ``starts`` up to ``stops``, in its order.
+
+        Permutes no rows. The bounds are not checked.
+        """
+        bounds, ends = np.asarray(self._bounds), self._ends_array
+        is_odd = lanes % 2 == 1
+        first = np.where(is_odd, bounds[lanes + 1] - stops, bounds[lanes] + starts)
+        begins = np.searchsorted(ends, first, side="right")
+        after = np.searchsorted(ends, first + stops - starts, side="left") + (stops > starts)
+        found = zip(is_odd.tolist(), begins.tolist(), after.tolist(), strict=True)
+        return [self._blocks[begin:end][:: -1 if odd else 1] for odd, begin, end in found]
 
     def _check(self, lane: int, start: int, stop: int) -> None:
         if not (0 <= lane < self.num_lanes and 0 <= start <= stop <= self.lane_size(lane)):
@@ -122,13 +124,18 @@ class Order:
 
     @cached_property
     def _blocks(self) -> list[int]:
-        order: list[int] = permutation(len(self.block_sizes), key_of(self.seed, self.epoch, _BLOCKS)).tolist()
-        return order
+        """The line: blocks that have rows, in the epoch's order."""
+        order = permutation(len(self.block_sizes), key_of(self.seed, self.epoch, _BLOCKS)).tolist()
+        return [block for block in order if self.block_sizes[block]]
 
     @cached_property
     def _ends(self) -> list[int]:
         """Where each block of the line ends on it."""
         return list(accumulate(self.block_sizes[block] for block in self._blocks))
+
+    @cached_property
+    def _ends_array(self) -> Indices:
+        return np.asarray(self._ends, np.int64)
 
     @cached_property
     def _rows(self) -> Callable[[int], Indices]:

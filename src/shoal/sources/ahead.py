@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import zip_longest
 
+import numpy as np
+
 from shoal.lanes import Order, Steps
 from shoal.sources.source import Reader
 
@@ -25,7 +27,7 @@ class ReadAhead:
         self._reader = reader
         self._order_of_epoch = order_of_epoch
         self._steps = steps
-        self._lanes = lanes
+        self._lanes = np.asarray(lanes, np.int64)
         self._held: set[int] = set()
         self._next_step = -1
 
@@ -34,8 +36,8 @@ class ReadAhead:
         if step < self._next_step:
             return
         self._next_step = step + EVERY_STEPS
-        lanes = self._blocks(step)
-        wanted = dict.fromkeys(block for turn in zip_longest(*lanes) for block in turn if block is not None)
+        turns = zip_longest(*self._blocks(step))  # what each lane needs first, then what each needs second
+        wanted = dict.fromkeys(block for turn in turns for block in turn if block is not None)
         gone = self._held.difference(wanted)
         self._reader.expect([block for block in wanted if block not in self._held])
         self._reader.release(gone)
@@ -48,18 +50,18 @@ class ReadAhead:
 
     def _blocks(self, step: int) -> list[list[int]]:
         """What each lane is in until the next look and some way beyond, in its order."""
-        steps = self._steps
+        steps, lanes = self._steps, self._lanes
         epoch, _ = steps.locate(step)
-        order, is_last = self._order_of_epoch(epoch), (epoch + 1) * steps.steps_per_epoch >= steps.total_steps
-        starts = steps.cursors(step).tolist()
+        order = self._order_of_epoch(epoch)
+        starts = steps.cursors(step)[lanes]
         half_a_block = steps.num_samples / max(1, len(order.block_sizes)) / 2
-        rows = 2 * EVERY_STEPS * -(-steps.global_batch // steps.num_lanes)
-        found = []
-        for index, lane in enumerate(self._lanes):
-            start, size = starts[lane], order.lane_size(lane)
-            stop = start + rows + int(half_a_block * index / len(self._lanes))
-            blocks = order.blocks_of(lane, start, min(stop, size))
-            if stop > size and not is_last:
-                blocks += self._order_of_epoch(epoch + 1).blocks_of(lane, 0, min(stop - size, size))
-            found.append(blocks)
+        soon = 2 * EVERY_STEPS * -(-steps.global_batch // steps.num_lanes)
+        later = (half_a_block * np.arange(len(lanes)) / max(1, len(lanes))).astype(np.int64)
+        sizes = np.asarray([order.lane_size(lane) for lane in lanes.tolist()], np.int64)
+        stops = starts + soon + later
+        found = order.blocks_of(lanes, starts, np.minimum(stops, sizes))
+        if (stops > sizes).any() and (epoch + 1) * steps.steps_per_epoch < steps.total_steps:
+            beyond = np.clip(stops - sizes, 0, sizes)
+            next_epoch = self._order_of_epoch(epoch + 1).blocks_of(lanes, np.zeros_like(beyond), beyond)
+            found = [now + then for now, then in zip(found, next_epoch, strict=True)]
         return found
