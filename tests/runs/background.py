@@ -111,4 +111,6 @@ def _driver(call: Callable[[], object]) -> int:
         returned = call()
     except shoal.ShoalError as error:
         return error.exit_code
+    except SystemExit as end:
+        return int(end.code or 0)
     return returned if isinstance(returned, int) else 0

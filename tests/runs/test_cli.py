@@ -1,0 +1,190 @@
+"""The command does what its pages say, tells it as JSON, and ends with the right code."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from shoal.cli import main
+from shoal.launch.run import find_run
+from tests.runs.background import in_background
+
+SHOAL = Path(sys.executable).with_name("shoal")
+LOSS = "        return nn.functional"
+SLOW = {"import torch\n": "import time\n\nimport torch\n", LOSS: f"        time.sleep(0.02)\n{LOSS}"}
+FAILING = {LOSS: f"        self.left = getattr(self, 'left', 4) - 1\n        1 / self.left\n{LOSS}"}
+LONG = ["--set", "epochs=100", "--set", "log_every_steps=1"]
+
+
+@pytest.fixture(scope="module", name="trained")
+def _trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The folder of a run that the command trained, started from the job's own folder; and what it said."""
+    folder = tmp_path_factory.mktemp("trained")
+    shutil.copy(Path(__file__).parent / "line.py", folder / "line.py")
+    command = [SHOAL, "train", "line.py", "--workers", "2", "--name", "run", "--set", "storing.every_steps=5", "--json"]
+    environment = {**os.environ, "SHOAL_RUNS": str(folder / "runs")}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "generation 1: w0, w1, from step 0 of the seed" in done.stderr
+    return folder / "runs", json.loads(done.stdout)
+
+
+@pytest.fixture(name="figures")
+def _figures(trained: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Those that training ended with; ``run`` is the newest run."""
+    monkeypatch.setenv("SHOAL_RUNS", str(trained[0]))
+    return trained[1]["figures"]
+
+
+@pytest.fixture(name="inputs")
+def _inputs(tmp_path: Path) -> Path:
+    path = tmp_path / "inputs.json"
+    path.write_text(json.dumps({"input": [[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 0.0]]}))
+    return path
+
+
+def test_train_tells_the_run_its_outcome_and_its_figures(trained):
+    assert trained[1].keys() == {"run", "outcome", "figures"}
+    assert (trained[1]["run"], trained[1]["outcome"]) == ("run", "done")
+    assert 0 < trained[1]["figures"]["rmse"] < 0.5
+
+
+def test_status_and_runs_tell_of_a_run_that_is_done(command, figures):
+    told = command("status", "run", "--json").value
+    assert told == command("runs", "--json").value[0] == command("status", "latest", "--json").value
+    assert (told["outcome"], told["figures"]) == ("done", figures)
+    assert "done" in command("status").out and "done" in command("runs").out
+
+
+def test_status_tells_what_has_happened(command, figures):
+    events = [json.loads(line) for line in command("status", "run", "--events", "--json").out.splitlines()]
+    stored = [event["step"] for event in events if event["kind"] == "stored"]
+    assert (stored[0], stored[-1]) == (5, 16)
+    assert "version 16 is stored" in command("status", "run", "--events").out
+
+
+def test_eval_has_the_figures_of_training_at_any_number_of_workers(command, figures):
+    assert command("eval", "run", "--json").value == command("eval", "run", "--workers", "3", "--json").value == figures
+    assert command("eval", "run", "--version", "5", "--json").value["rmse"] > figures["rmse"]
+    assert f"{figures['rmse']:.6f}" in command("eval").out
+
+
+@pytest.fixture(name="server")
+def _server(figures: dict[str, float]) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen([SHOAL, "serve", "run", "--port", "0"], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_server_answers_refuses_and_ends_by_its_signal(command, server, inputs):
+    url = server.stderr.readline().removeprefix("serving at ").strip()
+    asked, in_place = command("predict", url, inputs), command("predict", "run", inputs)
+    assert asked.code == 0 and asked.value == in_place.value and len(asked.value["output"]) == 2
+    malformed = httpx.post(f"{url}/infer", content=b'{"inputs": [')
+    assert malformed.status_code == 400 and "JSON" in malformed.json()["error"]
+    misshapen = command("predict", url, _written(inputs, {"input": [[1.0]]}))
+    assert misshapen.code == 2 and "answered 400" in misshapen.err
+    server.send_signal(signal.SIGTERM)
+    assert server.wait() in (-signal.SIGTERM, 143)
+
+
+def _written(path: Path, value: Any) -> Path:
+    path.write_text(json.dumps(value))
+    return path
+
+
+def test_predict_reads_standard_input(command, figures, monkeypatch, inputs):
+    with inputs.open() as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        assert len(command("predict", "run", "-").value["output"]) == 2
+
+
+def test_nothing_serves_on_a_port_in_use(command, figures):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        answer = command("serve", "run", "--port", port)
+    assert answer.code == 2 and f"cannot serve on 127.0.0.1:{port}" in answer.err
+
+
+def test_a_run_is_watched_scaled_and_stopped(command, job_file):
+    call = partial(main, ["train", str(job_file(SLOW)), "--workers", "2", "--name", "run", "--quiet", *LONG])
+    with in_background(call, "run") as run:
+        run.until_step(3)
+        status = command("status", "run", "--json").value
+        assert status["total_steps"] == 800 and [worker["rank"] for worker in status["workers"]] == [0, 1]
+        assert command("runs", "--json").value[0]["outcome"] == "running"
+        assert command("scale", "run", "3").code == 0
+        run.until("healed")
+        assert len(command("status", "run", "--json").value["workers"]) == 3
+        stopped = command("stop", "run")
+        assert stopped.code == 0 and "it was asked to stop; step" in stopped.out
+        assert run.wait() == 0
+    assert command("status", "run", "--json").value["outcome"] == "stopped"
+    for refused in (command("stop", "run"), command("scale", "run", "2")):
+        assert refused.code == 2 and "run is not under way" in refused.err
+
+
+def test_a_run_does_not_leave_its_range_of_workers(command, job_file):
+    call = partial(main, ["train", str(job_file(SLOW)), "--workers", "1..2", "--name", "run", "--quiet", *LONG])
+    with in_background(call, "run") as run:
+        run.until_step(1)
+        answer = command("scale", "run", "3")
+    assert answer.code == 2 and "this run takes 1 to 2 workers" in answer.err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_the_command_is_its_exit_code(command, job_file, number, code):
+    call = partial(main, ["train", str(job_file(SLOW)), "--name", "run", *LONG])
+    with in_background(call, "run") as run:
+        run.until_step(3)
+        os.kill(run.pid, number)
+        assert run.wait() == code
+        stored = run.until("stored")["step"]
+    assert stored >= 3
+    assert command("status", "run", "--json").value["outcome"] == "stopped"
+
+
+def test_a_job_that_fails_under_way_fails_the_command_and_says_where(command, job_file):
+    answer = command("train", job_file(FAILING), "--quiet")
+    assert answer.code == 1
+    assert "ZeroDivisionError in" in answer.err and "job.py:21" in answer.err and "worker w0, step 3" in answer.err
+
+
+def test_a_run_that_was_killed_is_said_to_be_cut_off(command, job_file):
+    call = partial(main, ["train", str(job_file(SLOW)), "--name", "run", "--quiet", *LONG])
+    with in_background(call, "run") as run:
+        run.until_step(1)
+        run.kill_everything()
+    assert command("runs", "--json").value[0]["outcome"] == "cut off"
+    resumed = command("train", "--resume", "run", "--set", "epochs=1", "--json", "--quiet")
+    assert resumed.code == 0 and resumed.value["outcome"] == "done"
+
+
+def test_workers_that_are_started_by_hand_train_together(command, job_file):
+    path = job_file()
+    train = partial(main, ["train", str(path), "--on", "manual", "--workers", "2", "--name", "run", "--quiet"])
+    with ExitStack() as stack:
+        run = stack.enter_context(in_background(train, "run"))
+        run.until_listening()
+        address, key = find_run("run").read_control().address, str(find_run("run").key_path)
+        join = ["worker", str(path), "--join", address, "--key", key, "--name"]
+        workers = [stack.enter_context(in_background(partial(main, [*join, n]), "run")) for n in ("ann", "bob")]
+        assert [worker.wait() for worker in workers] == [0, 0]
+        assert run.wait() == 0
+    assert [event["members"] for event in run.events if event["kind"] == "generation"] == [["ann", "bob"]]
+    assert command("status", "run", "--json").value["outcome"] == "done"
