@@ -162,11 +162,13 @@ class Link(Generic[M]):
         except zmq.Again:
             return
 
-    def receive(self, timeout_s: float) -> list[M]:
-        """What came, waiting at most ``timeout_s`` for the first, less when woken."""
+    def receive(self, timeout_s: float, wake_fd: int | None = None) -> list[M]:
+        """What came, waiting at most ``timeout_s`` for the first, less when woken or when ``wake_fd`` can be read."""
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._wake, zmq.POLLIN)
+        if wake_fd is not None:
+            poller.register(wake_fd, zmq.POLLIN)
         ready = dict(poller.poll(max(0, int(timeout_s * 1000))))
         if self._wake in ready:
             while self._wake.poll(0):

@@ -129,9 +129,10 @@ class Failed(Message, frozen=True):
 
 
 class Watch(Message, frozen=True):
-    """The driver announces itself: tell me what you want."""
+    """The driver announces itself: tell me what you want. ``target``: the number of workers that it heard of last."""
 
     driver: str
+    target: int
 
 
 class Exited(Message, frozen=True):

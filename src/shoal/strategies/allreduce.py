@@ -109,6 +109,8 @@ class Reducer:
         self._armed = True
 
     def _reached(self, bucket: Bucket, index: int, parameter: Tensor) -> None:
+        assert self._group is not None
+        self._group.check()  # what is left of this backward would be for nothing
         bucket.reached.add(index)
         if self._armed:
             bucket.final.add(index)

@@ -47,6 +47,8 @@ class Agent:
     def __init__(self, address: str, key: JobKey, name: str, identity: msg.Identity, meet_s: float) -> None:
         self.name = name
         self.order: Order | None = None
+        self.leaves = False
+        """Whether this worker has been asked to leave."""
         self._clock: Clock = SystemClock()
         self._identity = identity
         self._meet_s = meet_s
@@ -79,6 +81,11 @@ class Agent:
         with self._lock:
             if not self._closing.is_set():
                 self._waker.wake()
+
+    def leave(self) -> None:
+        """Ask to be let go at the next boundary, from any thread."""
+        self.leaves = True
+        self.send(msg.Leave())
 
     def note(self, kind: str, **fields: Any) -> None:
         """An event for the run's log."""
@@ -220,6 +227,8 @@ class Agent:
             rests, generation = self._rests, self._generation
             standing = self._standing if rests else Standing(self._progress.step)
         self._link.send(msg.Attach(identity=self._identity, generation=generation, standing=standing, halted=rests))
+        if self.leaves:
+            self._link.send(msg.Leave())
 
     def _summon(self, enter: msg.Enter) -> None:
         generation = enter.world.generation

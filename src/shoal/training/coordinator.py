@@ -53,6 +53,7 @@ class Coordinator:
         self._expelled: set[str] = set()
         self._deadline: tuple[float, str, int] | None = None
         self._stop_by_s: float | None = None
+        self._forgot_target = False
         self._done_figures: dict[str, Any] = {}
         self._outcome: msg.Ended | None = None
         self.name = f"{clock.wall_s():.3f}"
@@ -61,6 +62,7 @@ class Coordinator:
         """Replace a coordinator that died: go on from the newest recorded world, if there is one."""
         world = self._generations.newest()
         self.note("coordinator_replaced", generation=world.generation if world else 0)
+        self._forgot_target = True
         if world is not None:
             self._state, actions = m.take_over(self._state, world)
             self._carry_out(actions)
@@ -179,6 +181,9 @@ class Coordinator:
         match message:
             case msg.Watch():
                 self._drivers.add(peer)
+                if self._forgot_target and message.target != self._state.target:
+                    self._apply(m.Scaled(message.target))
+                self._forgot_target = False
                 self._tell_drivers()
             case msg.Exited():
                 self._lose(message.worker, message.reason)
@@ -230,8 +235,20 @@ class Coordinator:
             self._apply(m.DeadlinePassed(phase, generation))
 
     def _apply(self, event: m.Event) -> None:
-        self._state, actions = m.step(self._state, event)
+        state, actions = m.step(self._state, event)
+        if any(isinstance(action, m.Announce) for action in actions) and self._learn_of_stored():
+            state, actions = m.step(self._state, event)
+        self._state = state
         self._carry_out(actions)
+
+    def _learn_of_stored(self) -> bool:
+        """Before a world is announced: a version whose writer died before it could tell us must not be forgotten."""
+        stored = self._generations.newest_stored()
+        if stored <= self._state.stored:
+            return False
+        self._state, actions = m.step(self._state, m.Stored(stored))
+        self._carry_out(actions)
+        return True
 
     def _carry_out(self, actions: list[m.Action]) -> None:
         for action in actions:

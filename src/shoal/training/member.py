@@ -74,6 +74,8 @@ class Member:
                 self._take_step()
             if not self.paused:
                 self._finish()
+            elif self._kit.agent.leaves and len(self._world.members) == 1:
+                self._store()  # no one else holds it
             self._tell_bytes()
         finally:
             self._kit.replica.reducer.roll_back()
@@ -83,6 +85,10 @@ class Member:
     def _take_base(self) -> None:
         world, replica, agent = self._world, self._kit.replica, self._kit.agent
         agent.at("prepare", step=world.base.step)
+        if replica.step > world.base.step:
+            raise Fault(
+                f"generation {world.generation} goes on from step {world.base.step}, and this worker is beyond it"
+            )
         if world.origin is Origin.SEED:
             replica.plant()
         elif world.origin is Origin.STORE:

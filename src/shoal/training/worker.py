@@ -43,6 +43,8 @@ class Worker:
     def __init__(self, job: Job, assignment: Assignment) -> None:
         if job.num_threads is not None:
             torch.set_num_threads(job.num_threads)
+        self._generation = 0
+        self._generations = Generations(Store(assignment.store))
         offerer = Offerer(assignment.host, assignment.key)
         known = identity(assignment, offerer.address)
         self._kit = Kit(
@@ -57,7 +59,7 @@ class Worker:
 
     def leave(self) -> None:
         """Hand the lanes back at the next boundary, and end."""
-        self._kit.agent.send(msg.Leave())
+        self._kit.agent.leave()
 
     def run(self) -> msg.Ended | msg.Dismissed:
         """Work until the run ends or this worker is dismissed."""
@@ -84,7 +86,7 @@ class Worker:
     def _check_store(self, generation: int) -> None:
         """A worker on another machine must see the run's store, not a folder of the same name."""
         url = self._kit.assignment.store
-        if not Generations(Store(url)).holds(generation):
+        if not self._generations.holds(generation):
             raise ConfigError(
                 f"the run's store {url} cannot be seen from {self._kit.assignment.host}: start the run with --store "
                 "and a folder or URL that every machine sees"
@@ -92,10 +94,17 @@ class Worker:
 
     @cached_property
     def _writer(self) -> BackgroundWriter:
-        return BackgroundWriter(self._kit.versions)
+        return BackgroundWriter(self._kit.versions, self._check_newest)
+
+    def _check_newest(self) -> None:
+        """A leader that was given up, and does not know it yet, must not store what the others went on without."""
+        newest = self._generations.newest_number()
+        if newest > self._generation:
+            raise StoreFault(f"generation {newest} has begun without this worker, which is of {self._generation}")
 
     def _take_part(self, enter: msg.Enter) -> Member:
         kit, generation = self._kit, enter.world.generation
+        self._generation = generation
         member = Member(kit, enter, lambda: self._writer)
         try:
             member.run()

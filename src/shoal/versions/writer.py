@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from shoal.errors import ShoalError
@@ -31,10 +32,12 @@ class BackgroundWriter:
 
     While one is written, only the newest of those submitted since waits: the store's speed sets how often versions are
     written, and at most two snapshots are in memory. A write that fails is told by ``poll``, and the next is tried.
+    ``check`` runs before each write, and may raise to refuse it.
     """
 
-    def __init__(self, versions: Versions) -> None:
+    def __init__(self, versions: Versions, check: Callable[[], None] = lambda: None) -> None:
         self._versions = versions
+        self._check = check
         self._changed = threading.Condition()
         self._waiting: Snapshot | None = None
         self._writing = False
@@ -86,6 +89,7 @@ class BackgroundWriter:
 
     def _write(self, snapshot: Snapshot) -> Saved | Failed:
         try:
+            self._check()
             manifest = self._versions.write(snapshot)
         except ShoalError as error:
             return Failed(snapshot.step, error.message)
