@@ -45,6 +45,9 @@ class ThreadGroup:
         self.sent: list[int] = []
         self._table = table
 
+    def check(self) -> None:
+        """No thread halts this group."""
+
     def all_reduce(self, tensor: Tensor) -> Any:
         place = len(self.sent)
         self.sent.append(tensor.numel())
