@@ -56,8 +56,8 @@ def _line(error: Exception, path: Path) -> int:
     return lines[-1] or 0 if lines else 0
 
 
-def hash_job(path: Path) -> str:
-    """A digest of the job file and of every module in its folder that it has imported: the code's revision."""
+def files_of(path: Path) -> list[Path]:
+    """The code of a job that has been loaded: its file, and every module in the file's folder that it has imported."""
     folder = path.resolve().parent
     files = {path.resolve()}
     for module in list(sys.modules.values()):
@@ -66,7 +66,13 @@ def hash_job(path: Path) -> str:
         if file and Path(file).is_absolute() and Path(file).suffix == ".py" and folder in Path(file).resolve().parents:
             files.add(Path(file).resolve())
     own = Path(__file__).resolve().parents[1]
+    return sorted(f for f in files if own not in f.parents and "site-packages" not in f.parts)
+
+
+def hash_job(path: Path) -> str:
+    """A digest of the job's code: its revision."""
+    folder = path.resolve().parent
     digest = hashlib.sha256()
-    for file in sorted(f for f in files if own not in f.parents and "site-packages" not in f.parts):
+    for file in files_of(path):
         digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:16]

@@ -23,8 +23,7 @@ _ASK_S = 0.25
 _START_S = 30.0
 _GRACE_S = 60.0
 _COORDINATOR_SILENT_S = 5.0
-_YOUNG_S = 20.0
-_MOST_YOUNG_DEATHS = 5
+_MOST_FAILURES = 5
 
 
 class Stopping(BaseException):
@@ -41,7 +40,7 @@ class _Crew:
     started_at_s: dict[str, float] = field(default_factory=dict)
     doomed: set[str] = field(default_factory=set)
     num_started: int = 0
-    num_young_deaths: int = 0
+    num_failures: int = 0
     """Since ``step`` was committed."""
     step: int = 0
 
@@ -189,21 +188,19 @@ class Driver:
             case msg.Answer(ok=True) if message.status:
                 self._progress.update(message.status)
                 if message.status["step"] > self._crew.step:
-                    self._crew.step, self._crew.num_young_deaths = message.status["step"], 0
+                    self._crew.step, self._crew.num_failures = message.status["step"], 0
             case msg.Ended():
                 self._ended = message
 
     def _lose(self, name: str, reason: str) -> None:
-        started_at_s = self._crew.started_at_s.pop(name, None)
-        if started_at_s is None:
+        if self._crew.started_at_s.pop(name, None) is None:
             return
         self._link.send(msg.Exited(worker=name, reason=reason))
-        young = time.monotonic() - started_at_s < _YOUNG_S
-        if young and reason in ("exited with 1", "exited with 2"):
-            self._crew.num_young_deaths += 1
-        if self._crew.num_young_deaths >= _MOST_YOUNG_DEATHS and self._ended is None:
+        if reason in ("exited with 1", "exited with 2"):
+            self._crew.num_failures += 1
+        if self._crew.num_failures >= _MOST_FAILURES and self._ended is None:
             log = self._folder.log_path(name)
-            last = f"{_MOST_YOUNG_DEATHS} workers ended soon after their start; {log} ends: {_last_line(log)}"
+            last = f"{_MOST_FAILURES} workers failed while no step was committed; {log} ends: {_last_line(log)}"
             self._ended = msg.Ended(outcome="failed", reason=last, kind="Fault")
 
     def _start_worker(self, now_s: float) -> None:

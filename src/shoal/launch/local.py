@@ -82,7 +82,7 @@ class LocalFleet:
         about: dict[str, Any] = answer["ready"]
         return about
 
-    def settle(self, folder: RunFolder, record: dict[str, Any]) -> None:
+    def settle(self, folder: RunFolder, record: dict[str, Any], say: Callable[[str], None]) -> None:
         """Where the run is that workers are started for."""
         self._folder, self._record = folder, record
 

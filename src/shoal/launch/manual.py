@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ class ManualFleet:
         self.host = (listen or "127.0.0.1:0").rpartition(":")[0]
         self._told = False
 
-    def settle(self, folder: RunFolder, record: dict[str, Any]) -> None:
+    def settle(self, folder: RunFolder, record: dict[str, Any], say: Callable[[str], None]) -> None:
         """Where the run is."""
         self._folder, self._record = folder, record
 

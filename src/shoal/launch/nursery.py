@@ -198,10 +198,11 @@ def main() -> NoReturn:
 
     def load() -> tuple[Any, dict[str, Any]]:
         warm_up()
+        from shoal.job.loading import files_of
         from shoal.launch.rehearsal import about, prepared
 
         job, job_hash = prepared(path, settings)
-        return job, about(job, job_hash, settings)
+        return job, about(job, job_hash, settings) | {"files": [str(file) for file in files_of(path)]}
 
     answers = os.dup(1)
     os.dup2(2, 1)

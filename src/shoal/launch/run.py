@@ -227,8 +227,8 @@ def drive(folder: RunFolder, record: dict[str, Any], fleet: Any, options: TrainO
     try:
         with folder.held():
             folder.write_record(record)
-            fleet.settle(folder, record)
             progress = options.shown()
+            fleet.settle(folder, record, progress.say)
             progress.say(
                 f"run {folder.name}: {record['total_steps']} steps, {record['workers']} workers, in {folder.path}"
             )
