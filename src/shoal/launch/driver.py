@@ -23,6 +23,8 @@ _ASK_S = 0.25
 _START_S = 30.0
 _GRACE_S = 60.0
 _COORDINATOR_SILENT_S = 5.0
+_BREATH_S = 0.3
+"""A replacement is started this long after a loss: first the others redo their step, with the machine to themselves."""
 _MOST_FAILURES = 5
 
 
@@ -39,6 +41,7 @@ class _Crew:
 
     started_at_s: dict[str, float] = field(default_factory=dict)
     doomed: set[str] = field(default_factory=set)
+    start_from_s: float = 0.0
     num_started: int = 0
     num_failures: int = 0
     """Since ``step`` was committed."""
@@ -162,10 +165,10 @@ class Driver:
         now_s = time.monotonic()
         if now_s - self._asked_at_s > _ASK_S:
             self._asked_at_s = now_s
-            self._link.send(msg.Watch(driver="driver"))
+            self._link.send(msg.Watch(driver="driver", target=self._target))
             self._link.send(msg.Ask())
             self._follow()
-        for message in self._link.receive(_TICK_S):
+        for message in self._link.receive(_TICK_S, self._fleet.wake_fd):
             self._heard_at_s = time.monotonic()
             self._hear(message)
         if time.monotonic() - self._heard_at_s > _COORDINATOR_SILENT_S:
@@ -175,7 +178,7 @@ class Driver:
             self._lose(gone.name, gone.reason)
         if self._ended is None and self._coordinator.revive():
             self._progress.say("the coordinator had ended; another has taken its place")
-        while self._ended is None and len(self._crew.started_at_s) < self._target:
+        while self._ended is None and len(self._crew.started_at_s) < self._target and self._may_start():
             self._start_worker(now_s)
 
     def _hear(self, message: Any) -> None:
@@ -196,12 +199,16 @@ class Driver:
         if self._crew.started_at_s.pop(name, None) is None:
             return
         self._link.send(msg.Exited(worker=name, reason=reason))
+        self._crew.start_from_s = time.monotonic() + _BREATH_S
         if reason in ("exited with 1", "exited with 2"):
             self._crew.num_failures += 1
         if self._crew.num_failures >= _MOST_FAILURES and self._ended is None:
             log = self._folder.log_path(name)
             last = f"{_MOST_FAILURES} workers failed while no step was committed; {log} ends: {_last_line(log)}"
             self._ended = msg.Ended(outcome="failed", reason=last, kind="Fault")
+
+    def _may_start(self) -> bool:
+        return not self._crew.started_at_s or time.monotonic() >= self._crew.start_from_s
 
     def _start_worker(self, now_s: float) -> None:
         name = f"w{self._crew.num_started}"

@@ -20,6 +20,8 @@ class Fleet(Protocol):
 
     host: str
     """The address that the coordinator is to listen on, for these workers to reach it."""
+    wake_fd: int | None
+    """A descriptor that can be read when ``gone`` has news, if there is one: it is then asked at once."""
 
     def start(self, name: str, address: str) -> None:
         """Begin to start a worker, which is to call the coordinator at ``address``; returns at once."""

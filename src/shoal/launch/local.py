@@ -23,6 +23,7 @@ class LocalFleet:
 
     def __init__(self, pid: int, commands: int, answers: int, num_threads: int | None = None) -> None:
         self.host = "127.0.0.1"
+        self.wake_fd: int | None = answers
         self._pid = pid
         self._closed = False
         self._num_threads = num_threads

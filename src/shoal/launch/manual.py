@@ -20,6 +20,7 @@ class ManualFleet:
     def __init__(self, about: dict[str, Any], listen: str | None) -> None:
         self.about = about
         self.host = (listen or "127.0.0.1:0").rpartition(":")[0]
+        self.wake_fd: int | None = None
         self._told = False
 
     def settle(self, folder: RunFolder, record: dict[str, Any], say: Callable[[str], None]) -> None:
