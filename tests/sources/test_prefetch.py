@@ -182,7 +182,7 @@ def test_two_steps_wait_and_no_more_are_read() -> None:
 def test_small_steps_are_gathered_together_and_large_ones_alone() -> None:
     gate, loader = gated(batch=4)
     assert len(list(loader)) == 12
-    assert gate.num_gathered == 4  # one step to see how large they are, then 4, 4 and 3
+    assert gate.num_gathered == 3  # one step to see how large they are, then 8 and 3
     loader.close()
     large = Arrays(np.zeros((8, 5 << 20), np.uint8), block_rows=2)
     gate = Gate(large.open())
@@ -238,12 +238,12 @@ def test_whatever_is_gathered_was_announced_and_is_let_go(batch: int, block_rows
 
 
 def test_no_more_is_held_than_the_lanes_are_in_and_what_comes_next() -> None:
-    values = np.arange(6400)
-    source = Arrays(values, block_rows=64)
+    values = np.arange(64_000)
+    source = Arrays(values, block_rows=640)
     gate = Gate(source.open())
-    steps = Steps(6400, 16, 8, epochs=2)
+    steps = Steps(64_000, 16, 8, epochs=2)
     loader = Prefetch(gate, order_of(source, 8), steps, tuple(range(4)), first_step=0)
-    assert sum(local.num_samples for local in loader) == 6400
+    assert sum(local.num_samples for local in loader) == 64_000
     loader.close()
     assert gate.most_held <= 4 + 4
 

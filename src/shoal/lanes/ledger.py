@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shoal.lanes.hashing import Indices, mix
+from shoal.lanes.hashing import Indices, Words, mix
 from shoal.lanes.steps import Span
 
 _WORD = 1 << 64
@@ -31,20 +31,24 @@ class Ledger:
     @staticmethod
     def of(epoch: int, lane: int, start: int, stop: int) -> Ledger:
         """The samples from ``start`` up to ``stop`` of a lane in an epoch."""
-        return _account(epoch, np.asarray([lane]), np.asarray([start]), np.asarray([stop - start]))
+        return Ledger.of_hashes(sample_hashes(epoch, np.asarray([lane]), np.asarray([start]), np.asarray([stop])))
+
+    @staticmethod
+    def of_hashes(hashes: Words) -> Ledger:
+        """The samples with these hashes, of ``sample_hashes``."""
+        return Ledger(len(hashes), int(hashes.sum(dtype=np.uint64)))
 
     @staticmethod
     def expected(span: Span, lanes: Iterable[int] | None = None) -> Ledger:
         """What a step must come to, over all lanes or over these."""
         chosen = np.arange(len(span.starts)) if lanes is None else np.asarray(list(lanes), np.int64)
-        starts = span.starts[chosen]
-        return _account(span.epoch, chosen, starts, span.stops[chosen] - starts)
+        return Ledger.of_hashes(sample_hashes(span.epoch, chosen, span.starts[chosen], span.stops[chosen]))
 
 
-def _account(epoch: int, lanes: Indices, starts: Indices, counts: Indices) -> Ledger:
-    of_lane = mix(lanes.astype(np.uint64) * _LANE ^ np.uint64(epoch * _EPOCH % _WORD))
-    num_samples = int(counts.sum())
+def sample_hashes(epoch: int, lanes: Indices, starts: Indices, stops: Indices) -> Words:
+    """A hash for each sample from ``starts`` up to ``stops`` of these lanes, lane by lane."""
+    counts = stops - starts
     before = np.cumsum(counts) - counts
-    positions = np.arange(num_samples) + np.repeat(starts - before, counts)
-    hashes = mix(np.repeat(of_lane, counts) ^ positions.astype(np.uint64))
-    return Ledger(num_samples, int(hashes.sum(dtype=np.uint64)))
+    positions = np.arange(counts.sum()) + np.repeat(starts - before, counts)
+    of_lane = mix(lanes.astype(np.uint64) * _LANE ^ np.uint64(epoch * _EPOCH % _WORD))
+    return mix(np.repeat(of_lane, counts) ^ positions.astype(np.uint64))

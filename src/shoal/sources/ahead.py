@@ -8,9 +8,10 @@ from itertools import zip_longest
 import numpy as np
 
 from shoal.lanes import Order, Steps
+from shoal.lanes.hashing import Indices
 from shoal.sources.source import Reader
 
-EVERY_STEPS = 4
+EVERY_STEPS = 8
 """How often it looks. As many steps may be gathered together."""
 
 
@@ -21,13 +22,11 @@ class ReadAhead:
     the last half a block: their blocks are read one after another, and at most a quarter more is held than is in use.
     """
 
-    def __init__(
-        self, reader: Reader, order_of_epoch: Callable[[int], Order], steps: Steps, lanes: tuple[int, ...]
-    ) -> None:
+    def __init__(self, reader: Reader, order_of_epoch: Callable[[int], Order], steps: Steps, lanes: Indices) -> None:
         self._reader = reader
         self._order_of_epoch = order_of_epoch
         self._steps = steps
-        self._lanes = np.asarray(lanes, np.int64)
+        self._lanes = lanes
         self._held: set[int] = set()
         self._next_step = -1
 

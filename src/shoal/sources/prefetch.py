@@ -11,6 +11,7 @@ import numpy as np
 
 from shoal.lanes import Ledger, Order, Part, Span, Steps
 from shoal.lanes.hashing import Indices
+from shoal.lanes.ledger import sample_hashes
 from shoal.sources.ahead import EVERY_STEPS, ReadAhead
 from shoal.sources.columns import Columns, take
 from shoal.sources.source import Batch, Reader
@@ -33,7 +34,7 @@ class LocalBatch:
 class Prefetch:
     """Iterates over the steps from ``first_step`` to the last, for the lanes of one worker.
 
-    Two steps wait ready while the next is gathered, or the next four if they come to 8 MiB at most. What is raised in
+    Two steps wait ready while the next is gathered, or the next eight if they come to 8 MiB at most. What is raised in
     the background is raised by ``next``. ``close`` ends the thread, which may have to finish the read that it is in;
     the reader stays open.
     """
@@ -51,7 +52,7 @@ class Prefetch:
         self._reader = reader
         self._order_of_epoch = order_of_epoch
         self._steps = steps
-        self._lanes = lanes
+        self._lanes = np.asarray(lanes, np.int64)
         self._micro_batch = micro_batch
         self._num_together = 1
         self._changed = threading.Condition()
@@ -120,25 +121,29 @@ class Prefetch:
         """The steps from ``step`` up to ``stop``. A lane's share of one may be a few rows, which cost as much to look
         up as many: they are gathered together, and then copied apart."""
         spans = [self._steps.span(each) for each in range(step, stop)]
-        starts, stops = spans[0].starts.tolist(), spans[-1].stops.tolist()
-        order = self._order_of_epoch(spans[0].epoch)
-        parts = [part for lane in self._lanes for part in order.slice(lane, starts[lane], stops[lane])]
-        if not parts:
-            batches: list[list[Batch]] = [[] for _ in spans]
-        elif len(spans) == 1:
-            groups = split(parts, self._micro_batch) if self._micro_batch else [parts]
-            batches = [[self._reader.gather(group) for group in groups]]
-        else:
-            together = [Columns.of(self._reader.gather(parts))]
-            rows = apart(spans, self._lanes)
-            most = self._micro_batch or self._steps.global_batch
-            batches = [[take(together, [some[i : i + most]]) for i in range(0, len(some), most)] for some in rows]
+        first, last = spans[0].starts, spans[-1].stops
+        rows = apart(spans, self._lanes)
+        hashes = sample_hashes(spans[0].epoch, self._lanes, first[self._lanes], last[self._lanes])
+        batches = self._batches(self._parts(spans[0].epoch, first, last), rows)
         self._num_together = _how_many_together(batches[0])
-        ledgers = [Ledger.expected(span, self._lanes) for span in spans]
         return [
-            LocalBatch(step + index, span.epoch, ledgers[index].count, batches[index], ledgers[index])
-            for index, span in enumerate(spans)
+            LocalBatch(step + index, spans[0].epoch, len(some), batches[index], Ledger.of_hashes(hashes[some]))
+            for index, some in enumerate(rows)
         ]
+
+    def _parts(self, epoch: int, starts: Indices, stops: Indices) -> list[Part]:
+        order, begins, ends = self._order_of_epoch(epoch), starts.tolist(), stops.tolist()
+        return [part for lane in self._lanes.tolist() for part in order.slice(lane, begins[lane], ends[lane])]
+
+    def _batches(self, parts: Sequence[Part], rows: Sequence[Indices]) -> list[list[Batch]]:
+        """For each step its micro-batches, of the ``rows`` that it has among those of all parts."""
+        if not parts:
+            return [[] for _ in rows]
+        most = self._micro_batch or self._steps.global_batch
+        if len(rows) == 1:
+            return [[self._reader.gather(group) for group in split(parts, most)]]
+        together = [Columns.of(self._reader.gather(parts))]
+        return [[take(together, [some[i : i + most]]) for i in range(0, len(some), most)] for some in rows]
 
 
 def _how_many_together(batches: Sequence[Batch]) -> int:
@@ -147,14 +152,13 @@ def _how_many_together(batches: Sequence[Batch]) -> int:
     return max(1, min(EVERY_STEPS, _TOGETHER_BYTES // max(1, num_bytes)))
 
 
-def apart(spans: Sequence[Span], lanes: Sequence[int]) -> list[Indices]:
+def apart(spans: Sequence[Span], lanes: Indices) -> list[Indices]:
     """Which rows each span has among those of all spans, gathered lane by lane. The spans follow one another."""
-    chosen = np.asarray(lanes)
-    first, last = spans[0].starts[chosen], spans[-1].stops[chosen]
+    first, last = spans[0].starts[lanes], spans[-1].stops[lanes]
     begins = np.cumsum(last - first) - last
     found = []
     for span in spans:
-        starts, counts = span.starts[chosen], (span.stops - span.starts)[chosen]
+        starts, counts = span.starts[lanes], (span.stops - span.starts)[lanes]
         before = np.cumsum(counts) - counts
         found.append(np.arange(counts.sum()) + np.repeat(begins + starts - before, counts))
     return found
