@@ -113,7 +113,8 @@ class Cluster:
             node.kill()
         for child in self.children:
             child.wait(30)
-        for node in self.nodes:
+        for number, node in enumerate(self.nodes, 1):
+            _ip("link", "del", f"{self.bridge}o{number}", check=False)  # else it goes when the kernel gets round to it
             _ip("netns", "del", node.namespace, check=False)
         _ip("link", "del", self.bridge, check=False)
         shutil.rmtree(self.folder, ignore_errors=True)
