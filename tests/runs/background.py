@@ -37,14 +37,24 @@ class Background:
         def found() -> Event | None:
             return next((e for e in self.events if e["kind"] == kind and e.get("step", 0) >= step), None)
 
-        return _awaited(found, f"{kind} at step {step}")
+        return self._awaited(found, f"{kind} at step {step}")
 
     def until_step(self, step: int) -> None:
         self.until("progress", step)
 
     def until_listening(self) -> None:
         """Until the coordinator can be called."""
-        _awaited((self.path / "control.json").exists, "coordinator")
+        self._awaited((self.path / "control.json").exists, "coordinator")
+
+    def _awaited(self, look: Callable[[], Any], what: str) -> Any:
+        deadline_s = time.monotonic() + _PATIENCE_S
+        while time.monotonic() < deadline_s:
+            ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if found := look():
+                return found
+            assert ended is None, f"the process has ended without a {what}"
+            time.sleep(_POLL_S)
+        raise AssertionError(f"no {what} within {_PATIENCE_S:g} s")
 
     def processes(self) -> list[int]:
         """Everything alive in the driver's session."""
@@ -58,15 +68,6 @@ class Background:
         for pid in self.processes():
             os.kill(pid, signal.SIGKILL)
         self.wait()
-
-
-def _awaited(look: Callable[[], Any], what: str) -> Any:
-    deadline_s = time.monotonic() + _PATIENCE_S
-    while time.monotonic() < deadline_s:
-        if found := look():
-            return found
-        time.sleep(_POLL_S)
-    raise AssertionError(f"no {what} within {_PATIENCE_S:g} s")
 
 
 def _session(stat: Path) -> int:

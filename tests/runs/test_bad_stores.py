@@ -19,6 +19,8 @@ import shoal
 from shoal.launch.using import read_version
 from tests.runs.classing import Classify, make_job
 
+pytestmark = pytest.mark.cluster
+
 QUIET = shoal.TrainOptions(quiet=True)
 STORING = shoal.Storing(every_steps=10, every_s=None)
 STEP_S = 0.02

@@ -22,6 +22,8 @@ from shoal.cli import main
 from shoal.launch.run import find_run
 from tests.runs.background import in_background
 
+pytestmark = pytest.mark.cluster
+
 SHOAL = Path(sys.executable).with_name("shoal")
 LOSS = "        return nn.functional"
 SLOW = {"import torch\n": "import time\n\nimport torch\n", LOSS: f"        time.sleep(0.02)\n{LOSS}"}
@@ -153,9 +155,8 @@ def test_a_signal_to_the_command_is_its_exit_code(command, job_file, number, cod
     with in_background(call, "run") as run:
         run.until_step(3)
         os.kill(run.pid, number)
+        assert run.until("stored")["step"] >= 3
         assert run.wait() == code
-        stored = run.until("stored")["step"]
-    assert stored >= 3
     assert command("status", "run", "--json").value["outcome"] == "stopped"
 
 

@@ -14,6 +14,8 @@ from shoal.testing import Fault, FaultPlan
 from shoal.training.folder import RunFolder
 from tests.runs.counting import job, num_commits
 
+pytestmark = pytest.mark.cluster
+
 QUIET = shoal.TrainOptions(quiet=True)
 WORKERS = 3
 

@@ -24,6 +24,8 @@ from tests.runs.classing import Classify, adam, dropping, make_job
 if not hasattr(os, "pidfd_open"):
     pytest.skip("processes are watched through Linux's pidfds", allow_module_level=True)
 
+pytestmark = pytest.mark.cluster
+
 QUIET = shoal.TrainOptions(quiet=True)
 JOB = make_job(
     Classify(dropping, step_s=0.005),

@@ -15,6 +15,8 @@ from shoal.launch.manual import join
 from shoal.launch.run import find_run
 from tests.runs.background import Background, in_background
 
+pytestmark = pytest.mark.cluster
+
 
 @pytest.fixture(name="waiting")
 def _waiting(job_file: Callable[..., Path]) -> Iterator[Background]:
