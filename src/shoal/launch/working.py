@@ -28,7 +28,9 @@ def work(job: Job, assignment: Assignment) -> int:
         return error.exit_code
     if isinstance(summons, msg.Dismissed):
         print(f"dismissed: {summons.reason}")
-        return EXPELLED if summons.expelled else 0
+        if not summons.expelled:
+            return 0
+        return EXPELLED if worker.took_part else 1  # who was refused would be refused again
     print(f"{summons.outcome}: {summons.reason}")
     return 1 if summons.outcome == "failed" else 0
 

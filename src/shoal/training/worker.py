@@ -57,6 +57,11 @@ class Worker:
             versions=Versions(Store(assignment.store), job.storing.keep_last, job.storing.keep_every_steps),
         )
 
+    @property
+    def took_part(self) -> bool:
+        """Whether this worker has been a member of any generation."""
+        return self._generation > 0
+
     def leave(self) -> None:
         """Hand the lanes back at the next boundary, and end."""
         self._kit.agent.leave()
