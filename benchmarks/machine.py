@@ -38,7 +38,10 @@ def median_and_spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def finish(name: str, figures: Mapping[str, Any], config: Mapping[str, Any], seed: int | None = None) -> None:
-    """Keep the result in ``results/NAME.json`` (``results/quick/``, if the config says so) and print the figures as the last line: one JSON object."""
+    """Keep the result and print the figures as the last line: one JSON object.
+
+    It is kept in ``results/NAME.json``, or in ``results/quick/`` if the config says ``quick``.
+    """
     result = {
         "benchmark": name,
         "figures": dict(figures),

@@ -54,11 +54,19 @@ def test_a_bad_sample_that_is_mended_lets_the_run_go_on():
     assert shoal.resume("run", job=make_job(steps=60), options=QUIET).outcome == "done"
 
 
-def test_parameters_that_are_no_numbers_after_the_last_step_are_not_stored():
+def test_a_gradient_that_is_no_number_is_not_committed():
     """An infinite feature gives a finite loss, through tanh, and a gradient that is no number."""
-    train = points_but(123, float("inf"))
-    step, _ = place_of(make_job(train=train), 123)
-    job = make_job(train=train, steps=step + 1, storing=shoal.Storing(every_steps=1))
-    with pytest.raises(shoal.ShoalError, match=f"after step {step + 1} a parameter is not a finite number"):
+    job = make_job(train=points_but(123, float("inf")), steps=60, num_lanes=4)
+    step, lane = place_of(job, 123)
+    message = rf"gradient of step {step} is not a finite number \(worker w{lane // 2}, lane {lane}\)"
+    with pytest.raises(shoal.ShoalError, match=message):
         shoal.train(job, workers=2, name="run", options=QUIET)
     assert read_version("run").step == step
+
+
+def test_parameters_that_overflow_in_the_last_step_are_not_stored():
+    job = make_job(steps=1, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e39))
+    with pytest.raises(shoal.ShoalError, match="after step 1 a parameter is not a finite number"):
+        shoal.train(job, workers=2, name="run", options=QUIET)
+    with pytest.raises(shoal.VersionFault, match="no version"):
+        read_version("run")

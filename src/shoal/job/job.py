@@ -16,7 +16,10 @@ from shoal.strategies import AllReduce
 
 @dataclass(frozen=True, kw_only=True)
 class Storing:
-    """When a version is stored, and how many are kept. ``every_s`` and ``every_steps``: whichever comes first."""
+    """When a version is stored, and how many are kept. ``every_s`` and ``every_steps``: whichever comes first.
+
+    Training never waits for the store: while that takes one version, only the newest of those that come due waits.
+    """
 
     every_s: float | None = 30.0
     every_steps: int | None = None

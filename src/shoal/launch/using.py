@@ -103,7 +103,6 @@ def evaluate(
     job = job_of(run, job, settings)
     if job.test is None:
         raise ConfigError("the job has no test data; give it one with test=…")
-    torch.set_num_threads(1)
     model = _filled(job.task.model(), read_version(run, version))
     lanes = deal(job.num_lanes, {str(rank): 1.0 for rank in range(workers)})
     if workers == 1:
@@ -141,6 +140,7 @@ def _fork(part: Any) -> tuple[int, int]:
         return pid, ours
     code = 1
     try:
+        torch.set_num_threads(1)
         with os.fdopen(theirs, "wb") as pipe:
             pipe.write(part())
         code = 0

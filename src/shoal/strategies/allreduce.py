@@ -8,6 +8,7 @@ copy; parameters that no worker used keep a gradient of None.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -46,6 +47,10 @@ class Agreed:
 
     gradients: list[Tensor]
     buffers: list[Tensor]
+
+    def is_finite(self) -> bool:
+        """Whether every gradient is a finite number: one pass. A sum so large that it overflows counts as none."""
+        return all(math.isfinite(float(flat.sum())) for flat in self.gradients)
 
     def copy(self) -> Agreed:
         return Agreed([t.clone() for t in self.gradients], [t.clone() for t in self.buffers])
@@ -138,11 +143,13 @@ class Reducer:
             work.wait()
         for _, work in buffers:
             work.wait()
+        if not self._buckets:  # a lone worker: its gradients are where backward left them
+            return Agreed([p.grad for p in self._parameters if p.grad is not None], [])
         return Agreed([bucket.flat for bucket in self._buckets], [flat for flat, _ in buffers])
 
     def apply(self, agreed: Agreed, update: Callable[[], None]) -> None:
         """Commit: make the agreed gradients the parameters', call ``update`` (the optimizer), take the buffers."""
-        for bucket, flat in zip(self._buckets, agreed.gradients, strict=True):
+        for bucket, flat in zip(self._buckets, agreed.gradients if self._buckets else (), strict=True):
             if flat is not bucket.flat:
                 bucket.flat.copy_(flat)
             used = bucket.used.tolist()

@@ -53,7 +53,6 @@ class Computer:
         self._kit = kit
         self._job = kit.job
         self._group = group
-        self.met_bad_loss = False
 
     def run(self, local: LocalBatch, total: int, part: Part, ballot: Ballot) -> tuple[Agreed, Roll]:
         """Compute, and agree with the others. ``total`` counts the step's samples over all members.
@@ -77,7 +76,6 @@ class Computer:
             loss = loss_of(self._job, self._kit.replica.model, batch)
             value = float(loss.detach())
             bad = bad or not math.isfinite(value)
-            self.met_bad_loss = bad
             loss_sum += 0.0 if bad else value * num_samples
             if position == len(local.batches) - 1:
                 answer = self._call(Call(local.ledger, loss_sum, bad, ballot.order, ballot.fingerprint))
@@ -109,12 +107,14 @@ def loss_of(job: Job, model: torch.nn.Module, batch: Batch) -> Tensor:
 
 
 def find_bad_lane(kit: Kit, span: Span, lanes: tuple[int, ...]) -> int | None:
-    """The first of these lanes whose samples in this step give a loss that is not finite."""
+    """The first of these lanes whose samples in this step give a loss or a gradient that is not finite."""
     order = kit.order_of_epoch(span.epoch)
     counts = np.asarray(span.stops) - np.asarray(span.starts)
+    parameters = [p for p in kit.replica.model.parameters() if p.requires_grad]
     for lane in (lane for lane in lanes if counts[lane]):
         batch = kit.train_reader.gather(order.slice(lane, int(span.starts[lane]), int(span.stops[lane])))
-        with torch.no_grad():
-            if not math.isfinite(float(loss_of(kit.job, kit.replica.model, batch))):
-                return lane
+        loss = loss_of(kit.job, kit.replica.model, batch)
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in (loss, *gradients)):
+            return lane
     return None

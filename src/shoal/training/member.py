@@ -57,7 +57,6 @@ class Member:
         self._step_began_s = time.monotonic()
         self._step_s = 0.0
         self._losses: list[float] = []
-        self.spoilt = False
 
     @property
     def step(self) -> int:
@@ -151,6 +150,8 @@ class Member:
         self._check(roll)
         if roll.ledger != Ledger.expected(span):
             raise Bug(f"step {self._step} took {roll.ledger.count} samples and not its own {span.num_samples}")
+        if not agreed.is_finite():
+            raise Diverged(f"a gradient of step {self._step} is not a finite number", self._rank, None, self._step)
         if self._shadow is None:
             self._kit.replica.commit(agreed, roll.ledger)
         else:
@@ -173,7 +174,6 @@ class Member:
         if roll.fingerprints_differ:
             raise Fault("the members hold different states", self._rank, self._world.generation, self._step)
         if roll.num_bad:
-            self.spoilt = self._computer.met_bad_loss
             raise Diverged(f"the loss of step {self._step} is not a finite number", self._rank, None, self._step)
         self._kit.agent.at("compute", stable_step=self._step)
         if self._scribe is not None:
@@ -267,7 +267,6 @@ class Member:
         call = Call(Ledger(), 0.0, not finite, _number(kit.agent.order), kit.replica.fingerprint())
         roll = self._computer.roll_call(call)
         if roll.num_bad:
-            self.spoilt = not finite
             raise Diverged(f"after step {self._step} a parameter is not a finite number", step=self._step)
         self._check(roll)
         if roll.order and isinstance(kit.agent.order, msg.Pause):
@@ -293,11 +292,19 @@ class Member:
             self.group.check()
             self._heal()
 
-    def find_culprit(self) -> int | None:
-        """After ``Diverged``, if it was ours (``spoilt``): the lane whose samples gave it, if one alone did."""
-        if self._step >= self._kit.steps.total_steps:
-            return None
-        return find_bad_lane(self._kit, self._kit.steps.span(self._step), tuple(self._lanes.get(self._name, ())))
+    def name_culprit(self, error: Diverged) -> str | None:
+        """After ``Diverged``, which every member met at the same step: what to tell the coordinator, if we are to.
+
+        Each looks for a lane of its own that gives it. If nobody finds one, the leader tells what is known.
+        """
+        lane = None
+        if self._step < self._kit.steps.total_steps:
+            lanes = tuple(self._lanes.get(self._name, ()))
+            lane = find_bad_lane(self._kit, self._kit.steps.span(self._step), lanes)
+        found = self._computer.roll_call(Call(Ledger(), 0.0, lane is not None, 0)).num_bad
+        if lane is not None:
+            return f"{error} (worker {self._name}, lane {lane})"
+        return str(error) if self._leader and not found else None
 
     def store_last_good(self) -> None:
         """After ``Diverged``: the step that failed was not taken; store the version before it, if the leader can."""

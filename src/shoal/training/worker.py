@@ -145,12 +145,14 @@ class Worker:
         return unreachable({w: a for w, a in enter.addresses.items() if w != own}, _PROBE_S)
 
     def _stop_diverged(self, member: Member, generation: int, error: Diverged) -> None:
-        """Every member met this at the same step. Who caused it tells which lane; the leader stores what is good."""
+        """The leader stores what is good; who caused it tells which lane did."""
         member.store_last_good()
-        if member.spoilt:
-            lane = member.find_culprit()
-            where = f"worker {self._kit.assignment.name}" + (f", lane {lane}" if lane is not None else "")
-            self._kit.agent.send(msg.Failed(kind="Diverged", reason=f"{error} ({where})"))
+        try:
+            reason = member.name_culprit(error)
+        except Fault:  # another member is gone: who did it stays unknown
+            reason = str(error)
+        if reason is not None:
+            self._kit.agent.send(msg.Failed(kind="Diverged", reason=reason))
         self._kit.agent.rest(generation, self._kit.replica.standing())
 
     def _fail(self, member: Member, error: Exception) -> None:
