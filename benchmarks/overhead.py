@@ -27,7 +27,7 @@ import shoal
 from benchmarks.ddp import Baseline, Recipe
 from benchmarks.machine import finish, median_and_spread, peak_rss_bytes
 from shoal.comm import messages as msg
-from shoal.events import read_events
+from shoal.events import Event, read_events
 from shoal.launch.run import runs_folder
 from shoal.metrics import Metric
 from shoal.training.commanding import command
@@ -36,7 +36,8 @@ from shoal.training.folder import RunFolder
 VOCABULARY, LENGTH, WIDTH, LAYERS, HEADS = 1000, 64, 192, 4, 4
 NUM_SEQUENCES, BATCH_A_WORKER = 4096, 8
 WARM_UP_STEPS = 6
-EVENT_EVERY_STEPS = 2
+EVENT_EVERY_STEPS = 4
+POLL_S = 0.2
 
 
 class Tokens(nn.Module):
@@ -121,18 +122,22 @@ class Ours:
         name = f"overhead-{workers}"
         self._folder = RunFolder((runs_folder() / name).resolve())
         options = shoal.TrainOptions(quiet=True)
+        self._offset = 0
         self._thread = threading.Thread(
             target=shoal.train, args=(job_of(workers),), kwargs={"workers": workers, "name": name, "options": options}
         )
         self._thread.start()
         self.segment(WARM_UP_STEPS)
 
-    def _events(self, kind: str) -> list[dict]:
-        return [event for event in read_events(self._folder.events_path)[0] if event["kind"] == kind]
+    def _new_events(self, kind: str) -> list[Event]:
+        """Those since the last look. Looking is cheap and rare: the processors are the workers'."""
+        events, self._offset = read_events(self._folder.events_path, self._offset)
+        return [event for event in events if event["kind"] == kind]
 
     @property
     def pids(self) -> list[int]:
-        return [event["pid"] for event in self._events("joined")]
+        events, _ = read_events(self._folder.events_path)
+        return [event["pid"] for event in events if event["kind"] == "joined"]
 
     def _signal(self, number: int) -> None:
         for pid in self.pids:
@@ -140,12 +145,14 @@ class Ours:
 
     def segment(self, num_steps: int) -> float:
         """Seconds a step over at least this many steps, from event to event."""
+        self._new_events("progress")
         self._signal(signal.SIGCONT)
-        before = len(self._events("progress"))
-        while len(self._events("progress")) < before + 2 + num_steps / EVENT_EVERY_STEPS:
-            time.sleep(0.02)
+        events: list[Event] = []
+        while len(events) < 2 + num_steps / EVENT_EVERY_STEPS:
+            time.sleep(POLL_S)
+            events += self._new_events("progress")
         self._signal(signal.SIGSTOP)
-        events = self._events("progress")[before + 1 :]  # the first may have begun before
+        events = events[1:]  # the first may have begun before
         return (events[-1]["at_s"] - events[0]["at_s"]) / (events[-1]["step"] - events[0]["step"])
 
     def peak_bytes(self) -> int:

@@ -64,8 +64,17 @@ def test_a_gradient_that_is_no_number_is_not_committed():
     assert read_version("run").step == step
 
 
-def test_parameters_that_overflow_in_the_last_step_are_not_stored():
-    job = make_job(steps=1, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e39))
+class Spoiling(torch.optim.SGD):
+    """Makes a parameter no number, whatever the gradients."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        super().step(closure)
+        self.param_groups[0]["params"][0].fill_(float("inf"))
+
+
+def test_parameters_that_are_no_numbers_after_the_last_step_are_not_stored():
+    job = make_job(steps=1, optimizer=lambda parameters: Spoiling(parameters, lr=0.1))
     with pytest.raises(shoal.ShoalError, match="after step 1 a parameter is not a finite number"):
         shoal.train(job, workers=2, name="run", options=QUIET)
     with pytest.raises(shoal.VersionFault, match="no version"):
