@@ -58,6 +58,12 @@ TABLES: Mapping[str, tuple[str, Sequence[Figure]]] = {
             Figure(key="samples_lost", meaning="samples lost", at_most=0),
             Figure(key="samples_repeated", meaning="samples repeated", at_most=0),
             Figure(key="peer_best_s", meaning="the best of the others, the same kill: seconds"),
+            Figure(key="times_shorter_than_peer", meaning="ours is this many times shorter", at_least=3),
+            Figure(key="torchft_samples_lost", meaning="samples that torchft lost at that kill"),
+            Figure(key="torchrun_s", meaning="torchrun: seconds"),
+            Figure(key="torchrun_lost_steps", meaning="steps that torchrun rolled back"),
+            Figure(key="ray_train_s", meaning="Ray Train: seconds"),
+            Figure(key="ray_train_lost_steps", meaning="steps that Ray Train rolled back"),
         ),
     ),
     "exactly_once": (
@@ -67,6 +73,7 @@ TABLES: Mapping[str, tuple[str, Sequence[Figure]]] = {
             Figure(key="samples_lost", meaning="samples lost", at_most=0),
             Figure(key="samples_repeated", meaning="samples repeated", at_most=0),
             Figure(key="max_abs_diff", meaning="farthest parameter from an undisturbed run", at_most=1e-4),
+            Figure(key="max_abs_diff_float64", meaning="the same in float64"),
         ),
     ),
     "ingest": (
@@ -74,6 +81,7 @@ TABLES: Mapping[str, tuple[str, Sequence[Figure]]] = {
         (
             Figure(key="rows_per_s", meaning="rows a second"),
             Figure(key="ratio_vs_dataloader", meaning="over torch's DataLoader on the same files", at_least=3),
+            Figure(key="batched_map_style_ratio", meaning="over one that fetches whole batches, rows all in memory"),
             Figure(key="iterable_rowgroup_ratio", meaning="over a row-group IterableDataset"),
             Figure(key="ray_data_ratio", meaning="over Ray Data"),
         ),

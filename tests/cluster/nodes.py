@@ -1,4 +1,4 @@
-"""Ray nodes, each in a network namespace of its own on one machine: real addresses, real node deaths."""
+"""Hosts in network namespaces of one machine, bare or as Ray nodes: real addresses, real deaths, real cuts."""
 
 from __future__ import annotations
 
@@ -80,12 +80,24 @@ class Cluster:
     def address(self) -> str:
         return f"{self.head.address}:{PORT}"
 
-    def add(self, num_cpus: int, hidden: Path | None = None) -> Node:
-        """Start a node, the first as head, and wait until Ray counts it. It sees nothing in the folder ``hidden``."""
+    def add_host(self) -> Node:
+        """A host on the bridge, with nothing running."""
         number = len(self.nodes) + 1
         node = Node(f"{self.bridge}n{number}", f"{SUBNET}.{number}", self.env)
         self.nodes.append(node)
         _add_host(node, self.bridge, number)
+        return node
+
+    def part(self, *nodes: Node) -> None:
+        """No packet passes between these nodes any more; each still reaches all others."""
+        for node in nodes:
+            port = f"{self.bridge}o{self.nodes.index(node) + 1}"
+            subprocess.run(["bridge", "link", "set", "dev", port, "isolated", "on"], check=True, capture_output=True)
+
+    def add(self, num_cpus: int, hidden: Path | None = None) -> Node:
+        """Start a node, the first as head, and wait until Ray counts it. It sees nothing in the folder ``hidden``."""
+        node = self.add_host()
+        number = len(self.nodes)
         where = ["--head", f"--port={PORT}"] if number == 1 else [f"--address={self.address}"]
         if number == 1:
             where += ["--include-dashboard=false", f"--temp-dir={self.folder}"]
