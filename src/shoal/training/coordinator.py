@@ -51,6 +51,7 @@ class Coordinator:
         self._figures: dict[str, dict[str, Any]] = {}
         self._drivers: set[str] = set()
         self._expelled: set[str] = set()
+        self._dismissed: dict[str, msg.Dismissed] = {}
         self._deadline: tuple[float, str, int] | None = None
         self._stop_by_s: float | None = None
         self._forgot_target = False
@@ -97,8 +98,8 @@ class Coordinator:
             self._introduce(worker, message, now_s)
         elif isinstance(message, msg.Note):
             self._write({"at_s": self._clock.wall_s(), "source": worker, **message.event})
-        elif worker in self._expelled:
-            self._listener.send(worker, msg.Dismissed(reason="the others went on without it", expelled=True))
+        elif worker in self._dismissed:
+            self._listener.send(worker, self._dismissed[worker])
         elif worker not in self._identities:
             self._listener.send(worker, msg.WhoAreYou(coordinator=self.name))
         else:
@@ -106,11 +107,13 @@ class Coordinator:
             self._handle_worker(worker, message, now_s)
 
     def _introduce(self, worker: str, message: msg.Hello | msg.Attach, now_s: float) -> None:
+        if worker in self._dismissed:
+            self._listener.send(worker, self._dismissed[worker])
+            return
         refusal = self._refusal(message.identity)
-        if refusal or worker in self._expelled:
-            reason = refusal or "the others went on without it"
-            self.note("refused", worker=worker, reason=reason)
-            self._listener.send(worker, msg.Dismissed(reason=reason, expelled=True))
+        if refusal:
+            self.note("refused", worker=worker, reason=refusal)
+            self._listener.send(worker, msg.Dismissed(reason=refusal, expelled=True))
             return
         first = worker not in self._identities
         self._identities[worker] = message.identity
@@ -291,7 +294,9 @@ class Coordinator:
 
     def _dismiss(self, action: m.Dismiss) -> None:
         self.note("dismissed", worker=action.worker, reason=action.reason, expelled=action.expelled)
-        self._listener.send(action.worker, msg.Dismissed(reason=action.reason, expelled=action.expelled))
+        dismissed = msg.Dismissed(reason=action.reason, expelled=action.expelled)
+        self._dismissed[action.worker] = dismissed
+        self._listener.send(action.worker, dismissed)
         self._detector.forget(action.worker)
         self._identities.pop(action.worker, None)
         self._figures.pop(action.worker, None)
