@@ -85,7 +85,7 @@ def step_s(done: Trial) -> float:
 def measure_peers(quick: bool) -> list[PeerResult]:
     """The same kill on the peers; with ``quick`` only once, on the one that was the best."""
     if quick:
-        return [measure(QUICK_PEER, 1, workload=Workload(num_steps=90))]
+        return [measure(QUICK_PEER, 1, workload=Workload(num_steps=75))]
     return [measure("torchft", 5), measure("torchrun", 3), measure("ray_train", 3)]
 
 
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--no-peers", action="store_true", help="Leave the peers out.")
     options = parser.parse_args()
-    times, apart = (2, 30) if options.quick else (7, 60)
+    times, apart = (2, 26) if options.quick else (7, 60)
     with tempfile.TemporaryDirectory() as folder:
         done = run_ours(times, apart, Path(folder))
         seconds, account = seconds_of(done), shoal.account(done.run)
