@@ -79,13 +79,14 @@ class Bar:
         from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
-        columns = (BarColumn(30), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (BarColumn(12), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
         self._bar = RichProgress(*columns, transient=False)
         self._task = self._bar.add_task("starting", total=None)
         self._bar.start()
 
     def update(self, status: dict[str, Any]) -> None:
-        self._bar.update(self._task, completed=status["step"], total=status["total_steps"], description=summary(status))
+        done, total = status["step"], status["total_steps"]
+        self._bar.update(self._task, completed=done, total=total, description=brief(status))
 
     def event(self, event: Event) -> None:
         text = story(event)
@@ -113,6 +114,14 @@ def summary(status: dict[str, Any]) -> str:
         parts += [f"loss {at['loss']:.4f}", f"{at['samples_per_s']:.0f} samples/s"]
     parts += [f"{len(workers)} workers", f"generation {status['generation']}"]
     return "  ".join(parts)
+
+
+def brief(status: dict[str, Any]) -> str:
+    """A status in half a line, for beside a bar."""
+    workers = [w for w in status["workers"] if w["rank"] is not None]
+    at: dict[str, Any] = max(workers, key=lambda w: w.get("step", -1), default={})
+    speed = f" loss {at['loss']:.4f} {at['samples_per_s']:.0f}/s" if "loss" in at else ""
+    return f"{status['step']}/{status['total_steps']}{speed} {len(workers)} workers gen {status['generation']}"
 
 
 def story(event: Event) -> str:
