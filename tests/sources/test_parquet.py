@@ -117,10 +117,10 @@ def test_a_decode_that_makes_no_batch_is_told_why(tmp_path: Path, name: str) -> 
 
 def test_a_decode_that_changes_its_mind_is_told_where(tmp_path: Path) -> None:
     source = Parquet(write(tmp_path), decode=lambda rows: {"x": torch.zeros(len(rows), len(rows))})
-    with pytest.raises(
-        ConfigError, match=r"float32 \(rows, 4\)\) of row group 2 of .* and .*\(rows, 8\)\) of row group 0"
-    ):
+    with pytest.raises(ConfigError, match="decode made") as told:  # of the two, either may be read first
         source.open().gather([*ROW, Part(2, np.array([0]))])
+    assert "float32 (rows, 4)) of row group 2 of" in str(told.value)
+    assert "float32 (rows, 8)) of row group 0 of" in str(told.value)
 
 
 def test_a_file_that_goes_is_a_fault_and_is_tried_again(tmp_path: Path) -> None:
