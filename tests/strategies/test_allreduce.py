@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from shoal.errors import ConfigError
-from shoal.strategies import AllReduce, Share
+from shoal.strategies import Agreed, AllReduce, Share
 from tests.strategies.threads import on_ranks
 
 SMALL = AllReduce(bucket_bytes=1024)
@@ -257,3 +257,16 @@ def test_a_model_with_nothing_to_train_is_refused():
 def test_buckets_too_small_to_be_meant_are_refused():
     with pytest.raises(ConfigError, match="at least 1024"):
         AllReduce(bucket_bytes=1023)
+
+
+@pytest.mark.parametrize(
+    ("values", "finite"),
+    [([6e4, 6e4], True), ([1.0, float("inf")], False), ([float("nan")], False), ([float("inf"), float("-inf")], False)],
+)
+def test_gradients_that_are_no_numbers_are_seen_and_large_ones_in_half_precision_pass(values, finite):
+    flat = torch.tensor(values, dtype=torch.float16)
+    assert Agreed([torch.ones(3), flat], []).is_finite() is finite
+
+
+def test_no_gradient_at_all_is_finite():
+    assert Agreed([], []).is_finite()

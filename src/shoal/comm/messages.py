@@ -129,10 +129,13 @@ class Failed(Message, frozen=True):
 
 
 class Watch(Message, frozen=True):
-    """The driver announces itself: tell me what you want. ``target``: the number of workers that it heard of last."""
+    """The driver announces itself: tell me what you want.
 
-    driver: str
+    ``target``, ``stopping``: what it heard last, for a coordinator that has replaced the one that said so.
+    """
+
     target: int
+    stopping: bool
 
 
 class Exited(Message, frozen=True):
@@ -234,6 +237,7 @@ class Wanted(Message, frozen=True):
 
     target: int
     expelled: list[str]
+    stopping: bool
 
 
 class Answer(Message, frozen=True):

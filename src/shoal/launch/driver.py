@@ -57,10 +57,6 @@ class CoordinatorProcess:
         self._child = self._start(port, replace=False)
         self.address = self._wait_for_address()
 
-    @property
-    def pid(self) -> int:
-        return self._child.pid
-
     def _start(self, port: int, *, replace: bool) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "shoal.launch.coordinate", str(self._folder.path)]
         command += ["--host", self._host, "--port", str(port), *(["--replace"] if replace else [])]
@@ -123,6 +119,7 @@ class Driver:
         self._crew = _Crew(num_started=record.get("num_started", 0))
         self._ended: msg.Ended | None = None
         self._exit_code: int | None = None
+        self._stopping = False
         self._asked_at_s = -1.0
         self._heard_at_s = time.monotonic()
         self._offset = folder.events_path.stat().st_size if folder.events_path.exists() else 0
@@ -130,11 +127,6 @@ class Driver:
         self._coordinator = CoordinatorProcess(folder, host, int(port))
         key = JobKey.read(folder.key_path)
         self._link: Link[Any] = Link(self._coordinator.address, key, "driver", msg.ToDriver)  # type: ignore[arg-type]
-
-    @property
-    def address(self) -> str:
-        """Where workers call."""
-        return self._coordinator.address
 
     def run(self) -> tuple[msg.Ended, int | None]:
         """The outcome, and the exit code of who stopped it, if someone did."""
@@ -158,6 +150,7 @@ class Driver:
             self._ended = msg.Ended(outcome="stopped", reason="it was stopped at once, at the newest stored version")
             return
         self._exit_code = exit_code
+        self._stopping = True
         self._progress.say("stopping: the workers store where they stand (once more to end at once)")
         self._link.send(msg.Stop(reason="it was asked to stop"))
 
@@ -165,7 +158,7 @@ class Driver:
         now_s = time.monotonic()
         if now_s - self._asked_at_s > _ASK_S:
             self._asked_at_s = now_s
-            self._link.send(msg.Watch(driver="driver", target=self._target))
+            self._link.send(msg.Watch(target=self._target, stopping=self._stopping))
             self._link.send(msg.Ask())
             self._follow()
         for message in self._link.receive(_TICK_S, self._fleet.wake_fd):
@@ -184,7 +177,7 @@ class Driver:
     def _hear(self, message: Any) -> None:
         match message:
             case msg.Wanted():
-                self._target = message.target
+                self._target, self._stopping = message.target, self._stopping or message.stopping
                 for name in set(message.expelled) & set(self._crew.started_at_s) - self._crew.doomed:
                     self._crew.doomed.add(name)
                     self._fleet.kill(name)

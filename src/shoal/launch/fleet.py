@@ -8,11 +8,10 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Gone:
-    """A worker's process has ended. ``clean``: with exit code 0."""
+    """A worker's process has ended."""
 
     name: str
     reason: str
-    clean: bool
 
 
 class Fleet(Protocol):

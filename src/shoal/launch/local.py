@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ import msgspec
 
 from shoal.errors import Bug, ConfigError, ShoalError
 from shoal.launch.fleet import Gone
-from shoal.launch.nursery import Command, Nursery, Start, _Lines
+from shoal.launch.nursery import Command, Lines, Nursery, Start
 from shoal.training.folder import RunFolder
 
 
@@ -28,7 +27,7 @@ class LocalFleet:
         self._closed = False
         self._num_threads = num_threads
         self._commands = commands
-        self._lines = _Lines(answers)
+        self._lines = Lines(answers)
         self._gone: list[Gone] = []
         self._folder: RunFolder | None = None
         self.pids: dict[str, int] = {}
@@ -126,7 +125,7 @@ class LocalFleet:
                 self.pids[answer["started"]] = answer["pid"]
             if "exited" in answer:
                 self.pids.pop(answer["exited"], None)
-                gone.append(Gone(answer["exited"], answer["reason"], answer["code"] == 0))
+                gone.append(Gone(answer["exited"], answer["reason"]))
         return gone
 
     def close(self) -> None:
@@ -139,7 +138,3 @@ class LocalFleet:
             os.waitpid(self._pid, 0)
         except ChildProcessError:
             return
-
-    def terminate(self, name: str) -> None:
-        """Ask a worker to leave, as a scheduler would."""
-        os.kill(self.pids[name], signal.SIGTERM)

@@ -44,7 +44,7 @@ class Command(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 @dataclass
-class _Lines:
+class Lines:
     """Whole lines from a descriptor that may give parts of them."""
 
     fd: int
@@ -63,7 +63,7 @@ class Nursery:
     """The loop. ``load`` gives the job and what is to be said of it; it runs once, before any fork."""
 
     def __init__(self, commands: int, answers: int, load: Callable[[], tuple[Any, dict[str, Any]]]) -> None:
-        self._lines = _Lines(commands)
+        self._lines = Lines(commands)
         self._answers = answers
         self._load = load
         self._children: dict[int, str] = {}

@@ -116,7 +116,7 @@ class RayFleet:
         hired = self._hired.pop(name, None)
         if hired is not None:
             self._ray.kill(hired.actor)
-            self._gone.append(Gone(name, "was killed by the driver", clean=False))
+            self._gone.append(Gone(name, "was killed by the driver"))
 
     def gone(self) -> list[Gone]:
         by_ended = {hired.ended: name for name, hired in self._hired.items()}
@@ -144,10 +144,10 @@ class RayFleet:
         except self._ray.exceptions.RayError as error:
             self._log(name, str(error))
             if "creation task" in str(error):
-                return Gone(name, "exited with 1", clean=False)
-            return Gone(name, _cause(str(error)), clean=False)
+                return Gone(name, "exited with 1")
+            return Gone(name, _cause(str(error)))
         self._log(name, last_words)
-        return Gone(name, f"exited with {exit_code}", clean=exit_code == 0)
+        return Gone(name, f"exited with {exit_code}")
 
     def _look_at_starts(self, now_s: float) -> None:
         by_place = {hired.place: name for name, hired in self._hired.items() if hired.place is not None}

@@ -49,8 +49,11 @@ class Agreed:
     buffers: list[Tensor]
 
     def is_finite(self) -> bool:
-        """Whether every gradient is a finite number: one pass. A sum so large that it overflows counts as none."""
-        return all(math.isfinite(float(flat.sum())) for flat in self.gradients)
+        """Whether every gradient is a finite number: one pass, in float32 at least, and one wait for the device."""
+        if not self.gradients:
+            return True
+        sums = [flat.sum(dtype=torch.promote_types(flat.dtype, torch.float32)).double() for flat in self.gradients]
+        return math.isfinite(float(torch.stack(sums).sum()))
 
     def copy(self) -> Agreed:
         return Agreed([t.clone() for t in self.gradients], [t.clone() for t in self.buffers])

@@ -22,7 +22,6 @@ class AgreedBuffers:
     def __init__(self, model: nn.Module) -> None:
         self._live = list(model.buffers())
         self._committed = [buffer.clone() for buffer in self._live]
-        self._device = self._live[0].device if self._live else torch.device("cpu")
 
     def send(self, group: Group, share: float, *, leads: bool) -> list[tuple[Tensor, Work]]:
         """Start to sum the buffers: floating-point ones by ``share`` of the step's samples, integers if we lead."""

@@ -54,7 +54,7 @@ class Coordinator:
         self._dismissed: dict[str, msg.Dismissed] = {}
         self._deadline: tuple[float, str, int] | None = None
         self._stop_by_s: float | None = None
-        self._forgot_target = False
+        self._replaces = False
         self._done_figures: dict[str, Any] = {}
         self._outcome: msg.Ended | None = None
         self.name = f"{clock.wall_s():.3f}"
@@ -63,7 +63,7 @@ class Coordinator:
         """Replace a coordinator that died: go on from the newest recorded world, if there is one."""
         world = self._generations.newest()
         self.note("coordinator_replaced", generation=world.generation if world else 0)
-        self._forgot_target = True
+        self._replaces = True
         if world is not None:
             self._state, actions = m.take_over(self._state, world)
             self._carry_out(actions)
@@ -184,9 +184,9 @@ class Coordinator:
         match message:
             case msg.Watch():
                 self._drivers.add(peer)
-                if self._forgot_target and message.target != self._state.target:
-                    self._apply(m.Scaled(message.target))
-                self._forgot_target = False
+                if self._replaces:
+                    self._replaces = False
+                    self._learn_from_driver(message)
                 self._tell_drivers()
             case msg.Exited():
                 self._lose(message.worker, message.reason)
@@ -200,10 +200,17 @@ class Coordinator:
                     self._tell_drivers()
                 self._listener.send(peer, msg.Answer(ok=ok, reason=reason))
             case msg.Stop():
-                self._listener.send(peer, msg.Answer(ok=True))
                 self._stop(message.reason)
+                self._listener.send(peer, msg.Answer(ok=True))
             case msg.Ask():
                 self._listener.send(peer, msg.Answer(ok=True, status=self.status(), record=self._record))
+
+    def _learn_from_driver(self, watch: msg.Watch) -> None:
+        """What the coordinator that we replace was told, and only the driver still knows."""
+        if watch.target != self._state.target:
+            self._apply(m.Scaled(watch.target))
+        if watch.stopping:
+            self._stop("it was asked to stop")
 
     def _stop(self, reason: str) -> None:
         """Let the members store where they stand; with none, end at once."""
@@ -211,6 +218,7 @@ class Coordinator:
             return
         self.note("stop_asked", reason=reason)
         self._stop_by_s = self._clock.monotonic_s() + self._patience["stuck_s"]
+        self._tell_drivers()
         if not self._state.members:
             self._end(msg.Ended(outcome="stopped", reason=reason))
         self._send(self._state.members, msg.Conclude(generation=self._state.generation))
@@ -309,7 +317,9 @@ class Coordinator:
             self._listener.send(member, message)
 
     def _tell_drivers(self) -> None:
-        wanted = msg.Wanted(target=self._state.target, expelled=sorted(self._expelled))
+        wanted = msg.Wanted(
+            target=self._state.target, expelled=sorted(self._expelled), stopping=self._stop_by_s is not None
+        )
         self._send(tuple(self._drivers), wanted)
 
     def _end(self, ended: msg.Ended) -> None:
