@@ -51,18 +51,7 @@ def kinds(events: list[Event]) -> list[str]:
 def start(hosts: nodes.Cluster, folder: Path) -> Path:
     """A run on the first host, and a worker on each of the others; the run's folder."""
     address = f"{hosts.head.address}:7777"
-    options = [
-        "--on",
-        "manual",
-        "--workers",
-        "2..3",
-        "--listen",
-        address,
-        "--name",
-        "cut",
-        "--set",
-        "patience.collective_s=2",
-    ]
+    options = f"--on manual --workers 2..3 --listen {address} --name cut --set patience.collective_s=2".split()
     env = {"SHOAL_RUNS": str(folder)}
     hosts.children.append(hosts.head.spawn([SHOAL, "train", str(JOB), *options], folder / "driver.log", env))
     run = folder / "cut"

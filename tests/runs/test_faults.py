@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -100,3 +101,19 @@ def test_a_run_grows_and_shrinks_at_steps(befallen):
     sizes = [len(event["members"]) for event in of_kind(run, "generation")]
     assert sizes[0] == 3 and max(sizes) == 5 and sizes[-1] == 2
     assert not of_kind(run, "lost")
+
+
+def test_a_frozen_coordinator_is_replaced(befallen, monkeypatch):
+    monkeypatch.setattr("shoal.launch.driver._COORDINATOR_SILENT_S", 0.5)
+    run = befallen(FaultPlan().freeze_coordinator(at_step=20))
+    assert len(of_kind(run, "coordinator_replaced")) == 1
+
+
+def test_what_the_last_worker_holds_is_stored_before_it_leaves():
+    seldom = dataclasses.replace(job, storing=shoal.Storing(every_s=None, every_steps=10_000))
+    folder = RunFolder((runs_folder() / "lonely").resolve())
+    with FaultPlan().leave(at_step=20).befalling(folder):
+        run = shoal.train(seldom, workers=1, name=folder.name, options=QUIET)
+    first, second = of_kind(run, "generation")
+    assert (second["origin"], second["base_step"] >= 20) == ("store", True)
+    assert num_commits(shoal.load_model(run, job=job)).eq(1).all()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+from shoal.errors import StoreFault
 from shoal.versions import BackgroundWriter, Failed, Manifest, Saved, Snapshot, Versions
 from tests.versions.small import Failing, snapshot_at, versions_in
 
@@ -81,3 +82,15 @@ def test_closing_drops_what_waits_and_does_not_wait_for_a_store_that_hangs(tmp_p
     writer.close(SOON_S)
     assert writer.poll() == [saved(1)] and not held.begun.acquire(blocking=False)
     assert sorted(path.name for path in Path(tmp_path, "versions").iterdir()) == ["0000000001"]
+
+
+def test_a_write_that_its_check_refuses_leaves_nothing(tmp_path):
+    def refuse() -> None:
+        raise StoreFault("generation 3 has begun without this worker")
+
+    writer = BackgroundWriter(versions_in(tmp_path), refuse)
+    writer.submit(snapshot_at(1))
+    assert writer.drain(SOON_S)
+    assert writer.poll() == [Failed(1, "generation 3 has begun without this worker")]
+    assert versions_in(tmp_path).newest() is None
+    writer.close()

@@ -17,7 +17,7 @@ from shoal.events import Event, read_events
 from shoal.training.commanding import command
 from shoal.training.folder import RunFolder
 
-Kind = Literal["kill", "freeze", "leave", "kill_coordinator", "kill_healing", "scale"]
+Kind = Literal["kill", "freeze", "leave", "kill_coordinator", "freeze_coordinator", "kill_healing", "scale"]
 
 _POLL_S = 0.002
 
@@ -63,6 +63,9 @@ class FaultPlan:
 
     def kill_coordinator(self, *, at_step: int) -> FaultPlan:
         return self.add(Fault("kill_coordinator", at_step))
+
+    def freeze_coordinator(self, *, at_step: int) -> FaultPlan:
+        return self.add(Fault("freeze_coordinator", at_step))
 
     def scale(self, workers: int, *, at_step: int) -> FaultPlan:
         return self.add(Fault("scale", at_step, workers=workers))
@@ -145,8 +148,9 @@ class _Hand:
             except ShoalError:
                 return None
             return f"{fault.workers} workers"
-        if fault.kind == "kill_coordinator":
-            os.kill(self._folder.read_control().pid, signal.SIGKILL)
+        if fault.kind in ("kill_coordinator", "freeze_coordinator"):
+            frozen = fault.kind == "freeze_coordinator"
+            os.kill(self._folder.read_control().pid, signal.SIGSTOP if frozen else signal.SIGKILL)
             return "coordinator"
         victim = self._victim(fault, view)
         if victim is None:
