@@ -6,6 +6,8 @@ from collections.abc import Callable
 from random import Random
 
 from shoal.membership import Event, Lost, Origin, Phase, Redeal, Rules, Scaled, Stalled, World
+from shoal.membership.balance import Cost
+from shoal.membership.changes import Measured
 from tests.membership.coordinators import Coordinator
 from tests.membership.workers import Beat, Truth, Worker
 
@@ -22,6 +24,8 @@ class Cluster:
         self.link_of: dict[str, Coordinator] = {}
         self.out: set[str] = set()
         self.said: list[tuple[Coordinator, str, Event | Beat]] = []
+        self.num_balanced = 0
+        self.measured_at_s = 0.0
         self.coordinators = [Coordinator(self, target)]
 
     @property
@@ -40,6 +44,9 @@ class Cluster:
         world = self.truth.records[redeal.generation]
         caught_up = {w.name for w in self.workers.values() if w.generation >= world.generation and not w.shadows}
         self.check_deal(dict(redeal.lanes), redeal.members, frozenset(world.sources) - caught_up)
+        self.num_balanced += redeal.reason == "balance"
+        if redeal.reason == "balance" and len(redeal.members) <= self.rules.num_lanes:
+            assert all(redeal.lanes[member] for member in redeal.members), "who has no lanes cannot be measured"
 
     def check_end(self, world: World) -> None:
         assert max(self.truth.store, default=-1) == self.rules.total_steps, "the last version is not stored"
@@ -131,6 +138,23 @@ class Cluster:
         coordinator = self.random.choice(self.coordinators)
         coordinator.apply(Stalled(coordinator.state.generation - self.random.choice((0, 0, 1))))
 
+    def measure(self) -> None:
+        """Some coordinator gets figures, most often several times on end; some are of an earlier generation."""
+        coordinator, speeds = self.random.choice(self.coordinators), [self.random.choice((1, 1, 5)) for _ in range(5)]
+        state = coordinator.state
+        for _ in range(self.random.randint(1, 6)):
+            self.measured_at_s += self.random.choice((0.5, 0.5, 5.0))
+            lanes = coordinator.state.world.lanes if coordinator.state.world else {}
+            costs = {
+                m: self.cost(len(lanes.get(m, ())), speed) for m, speed in zip(state.members, speeds, strict=False)
+            }
+            coordinator.apply(Measured(state.generation - self.random.choice((0, 0, 0, 1)), self.measured_at_s, costs))
+
+    def cost(self, num_lanes: int, speed: float) -> Cost:
+        """What so many lanes cost, or what no one should believe."""
+        nonsense = Cost(self.random.choice((0.0, -1.0, float("nan"), float("inf"))), num_lanes)
+        return Cost(num_lanes / speed, num_lanes) if self.random.random() < 0.95 else nonsense
+
     def cut(self) -> None:
         pair = self.random.sample(sorted(self.workers), 2) if len(self.workers) > 1 else []
         if pair:
@@ -218,6 +242,7 @@ _ON_CLUSTER: dict[str, Callable[[Cluster], None]] = {
     "join": Cluster.add_worker,
     "scale": Cluster.scale,
     "stall": Cluster.stall,
+    "measure": Cluster.measure,
     "cut": Cluster.cut,
     "duplicate": Cluster.duplicate,
     "deadline": lambda cluster: cluster.random.choice(cluster.coordinators).fire_deadline(),
@@ -238,8 +263,8 @@ _ON_WORKER: dict[str, Callable[[Cluster, Worker], None]] = {
 }
 _WEIGHTS = {
     "say": 22, "hear": 22, "advance": 50, "join": 5, "duplicate": 2, "lose": 1, "kill": 2, "freeze": 1, "thaw": 2,
-    "leave": 1, "scale": 1, "stall": 1, "cut": 1, "deadline": 1, "replace coordinator": 1, "relink": 3, "beat": 2,
-    "fail": 3,
+    "leave": 1, "scale": 1, "stall": 1, "cut": 1, "measure": 4, "deadline": 1, "replace coordinator": 1, "relink": 3,
+    "beat": 2, "fail": 3,
 }  # fmt: skip
 _EVENTS = [name for name, weight in _WEIGHTS.items() for _ in range(weight)]
 

@@ -32,6 +32,7 @@ def test_ten_thousand_histories_end_with_every_step_stored(capsys):
         seen["coordinators replaced"] += len(cluster.coordinators) - 1
         seen["copies from a peer"] += sum(len(world.sources) for world in worlds)
         seen["restarts from the store"] += sum(world.origin is Origin.STORE for world in worlds)
+        seen["moves of lanes to the faster"] += cluster.num_balanced
         seen["workers dismissed"] += sum(worker.dismissed for worker in cluster.workers.values())
     with capsys.disabled():
         print(", ".join(f"{count} {what}" for what, count in seen.items()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import reduce
 
 import pytest
@@ -35,6 +36,8 @@ from shoal.membership import (
     step,
     take_over,
 )
+from shoal.membership.balance import Balance, Cost
+from shoal.membership.changes import Measured
 
 A, B, C, D = "abcd"
 TWO = Rules(num_lanes=4, min_workers=1, max_workers=2, total_steps=10)
@@ -198,6 +201,86 @@ def test_one_deal_is_in_flight_at_a_time_and_the_next_waits_for_it():
     assert [deal.number for deal in only(actions, Redeal)] == [2] and all(actions[0].lanes.values())
 
 
+# Lanes that move
+
+
+WIDE = Rules(num_lanes=64, min_workers=1, max_workers=4, total_steps=10)
+
+
+def measures(state, first_s=0.0, **lane_s):
+    """Four measures in two seconds, under the present deal; a second a lane unless told otherwise."""
+    lanes = state.world.lanes
+    costs = {w: Cost(len(lanes[w]) * lane_s.get(w, 1.0), len(lanes[w])) for w in state.members}
+    return [Measured(state.generation, first_s + i / 2, costs) for i in range(4)]
+
+
+def moved(*workers, **lane_s):
+    """A state in which a slow worker's lanes have just moved."""
+    state = running(WIDE, *workers)
+    return after(state, *measures(state, **lane_s)[:3])
+
+
+def counts(lanes):
+    return {worker: len(own) for worker, own in lanes.items()}
+
+
+def test_a_slow_member_is_relieved_of_lanes_and_no_other_lane_moves():
+    before = running(WIDE, A, B, C, D).world.lanes
+    state, actions = moved(A, B, C, D, d=3.0)
+    (redeal,) = only(actions, Redeal)
+    assert redeal.reason == "balance" and redeal.members == (A, B, C, D)
+    assert counts(redeal.lanes) == {A: 20, B: 19, C: 19, D: 6} and state.world.lanes == redeal.lanes
+    assert all(set(before[w]) <= set(redeal.lanes[w]) for w in (A, B, C))
+
+
+def test_while_a_deal_is_in_flight_measures_teach_nothing():
+    state, _ = moved(A, B, C, D, d=3.0)
+    assert after(state, *measures(state, a=9.0)) == (state, [])
+    state, _ = after(state, DealTaken(1, 1))
+    assert only(after(state, *measures(state, a=9.0)[:3])[1], Redeal)
+
+
+def test_a_member_that_has_recovered_gets_its_lanes_back():
+    state, _ = moved(A, B, C, D, d=3.0)
+    state, _ = after(state, DealTaken(1, 1))
+    state, _ = after(state, *measures(state, 10.0))
+    assert counts(state.world.lanes) == dict.fromkeys((A, B, C, D), 16)
+
+
+def test_while_a_member_heals_measures_teach_nothing():
+    state, _ = after(running(WIDE, A, B, C), Lost(C, "killed"))
+    state, _ = after(state, *reports(state, a=4, b=3))
+    assert after(state, *measures(state, a=9.0)) == (state, [])
+
+
+@pytest.mark.parametrize("change", [{"generation": 0}, {"generation": 2}, {"costs": {}}, {"costs": {A: Cost(1.0, 1)}}])
+def test_measures_of_another_world_teach_nothing(change):
+    state = running(WIDE, A, B)
+    for event in measures(state, b=9.0):
+        assert step(state, replace(event, **change)) == (state, [])
+
+
+def test_a_lone_worker_is_not_measured():
+    state = running(WIDE, A)
+    assert after(state, *measures(state)) == (state, [])
+
+
+def test_the_next_generation_is_dealt_by_what_is_known_and_a_newcomer_counts_as_average():
+    state, _ = moved(A, B, C, D, d=3.0)
+    state, _ = after(state, Lost(A, "killed"), Joined("e"))
+    state, actions = after(state, *reports(state, b=3, c=3, d=3))
+    assert counts(world_of(actions).lanes) == {B: 28, C: 27, D: 9, "e": 0}
+    assert state.balance.paces.keys() == {B, C, D} and not state.balance.recent
+    (redeal,) = only(after(state, Healed("e", 2))[1], Redeal)
+    assert counts(redeal.lanes) == {B: 21, C: 21, D: 6, "e": 16} and redeal.reason == "healed"
+
+
+def test_a_replaced_coordinator_knows_no_paces_and_begins_with_equal_shares():
+    state, _ = moved(A, B, b=3.0)
+    taken, _ = take_over(begin(WIDE, 2), state.world)
+    assert taken.balance == Balance()
+
+
 # The end
 
 
@@ -230,6 +313,7 @@ def test_who_finished_in_an_earlier_generation_finishes_again():
         Healed(B, 1),
         DealTaken(1, 1),
         Stalled(1),
+        Measured(1, 9.0, {A: Cost(9.0, 2), B: Cost(1.0, 2)}),
         DeadlinePassed(Phase.HALTING, 1),
         DeadlinePassed(Phase.GATHERING, 0),
         Attached(A, 1, Standing(2, "v2"), halted=True),

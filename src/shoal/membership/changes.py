@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
+from shoal.membership.balance import Cost
 from shoal.membership.world import Lanes, Standing, World
 
 # Events
@@ -99,6 +102,15 @@ class Stalled:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What a step costs each of the members. ``at_s``: when, on any one clock."""
+
+    generation: int
+    at_s: float
+    costs: Mapping[str, Cost]
+
+
+@dataclass(frozen=True)
 class DeadlinePassed:
     """What was awaited (see ``Await``) has had its time."""
 
@@ -118,6 +130,7 @@ Event = (
     | Stored
     | Finished
     | Stalled
+    | Measured
     | DeadlinePassed
 )
 
@@ -146,12 +159,16 @@ class Halt:
 
 @dataclass(frozen=True)
 class Redeal:
-    """Tell the members a new deal; it comes into force at the first boundary at which all have it."""
+    """Tell the members a new deal; it comes into force at the first boundary at which all have it.
+
+    ``reason``: a member has healed and can take lanes, or they move from slow members to fast ones.
+    """
 
     generation: int
     number: int
     members: tuple[str, ...]
     lanes: Lanes
+    reason: Literal["healed", "balance"]
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import Literal
 
 from shoal.lanes import deal
+from shoal.membership.balance import Balance, consider, paces_of, share_out
 from shoal.membership.changes import (
     Action,
     Announce,
@@ -30,6 +32,7 @@ from shoal.membership.changes import (
     Joined,
     LeaveAsked,
     Lost,
+    Measured,
     Redeal,
     Reported,
     Scaled,
@@ -73,6 +76,7 @@ class State:
     deal_number: int = 0
     deal_in_flight: bool = False
     deal_wanted: bool = False
+    balance: Balance = field(default_factory=Balance)
     enough_time: bool = False
     """The gathering's deadline has passed: start with as few as the rules allow."""
     planned: bool = False
@@ -134,6 +138,8 @@ def step(state: State, event: Event) -> Result:
             return _finished(state, event)
         case Stalled():
             return _stalled(state, event)
+        case Measured():
+            return _measured(state, event)
         case DeadlinePassed():
             return _deadline_passed(state, event)
 
@@ -313,6 +319,7 @@ def _form(state: State) -> Result:
         deal_number=0,
         deal_in_flight=False,
         deal_wanted=False,
+        balance=state.balance.among(world.members),
         enough_time=True,
         resumed=False,
     )
@@ -354,9 +361,15 @@ def _next_world(state: State, staying: list[str]) -> World:
 
 
 def _deal(state: State, members: tuple[str, ...], healing: frozenset[str]) -> dict[str, tuple[int, ...]]:
-    weights = {m: 0.0 if m in healing else 1.0 for m in members}
-    previous = {m: lanes for m, lanes in state.world.lanes.items() if m in weights} if state.world else None
-    return deal(state.rules.num_lanes, weights, previous)
+    """Equal shares, or once it is known how fast the members are, shares for which all take as long."""
+    able = [m for m in members if m not in healing]
+    previous = {m: lanes for m, lanes in state.world.lanes.items() if m in members} if state.world else {}
+    known = state.balance.among(able).paces
+    shares: Mapping[str, float] = dict.fromkeys(able, 1.0)
+    if known:
+        held = {m: len(lanes) for m, lanes in previous.items()}
+        shares = share_out(paces_of(able, known), held, state.rules.num_lanes, state.balance.least_lanes)
+    return deal(state.rules.num_lanes, {m: shares.get(m, 0.0) for m in members}, previous)
 
 
 def _healed(state: State, event: Healed) -> Result:
@@ -367,10 +380,23 @@ def _healed(state: State, event: Healed) -> Result:
         return state, []
     if not state.healing and state.leaving & set(state.members):
         return _halt(state, at_boundary=True)
-    return _redeal(state)
+    return _redeal(state, "healed")
 
 
-def _redeal(state: State) -> Result:
+def _measured(state: State, event: Measured) -> Result:
+    """Nothing is learned from a deal that is about to change, or while not all members compute."""
+    settled = state.phase is Phase.RUNNING and not (state.deal_in_flight or state.healing or state.leaving)
+    if not settled or state.world is None or event.generation != state.generation or len(state.members) < 2:
+        return state, []
+    if event.costs.keys() != set(state.members):
+        return state, []
+    shares = {m: len(state.world.lanes.get(m, ())) for m in state.members}
+    balance, is_due = consider(state.balance, event.costs, event.at_s, shares, state.rules.hysteresis)
+    state = replace(state, balance=balance)
+    return _redeal(state, "balance") if is_due else (state, [])
+
+
+def _redeal(state: State, reason: Literal["healed", "balance"]) -> Result:
     assert state.world is not None
     if state.deal_in_flight:
         return replace(state, deal_wanted=True), []
@@ -381,8 +407,9 @@ def _redeal(state: State) -> Result:
         deal_number=state.deal_number + 1,
         deal_in_flight=True,
         deal_wanted=False,
+        balance=state.balance.among(state.members),
     )
-    return state, [Redeal(state.generation, state.deal_number, state.members, lanes)]
+    return state, [Redeal(state.generation, state.deal_number, state.members, lanes, reason)]
 
 
 def _deal_taken(state: State, event: DealTaken) -> Result:
@@ -390,7 +417,7 @@ def _deal_taken(state: State, event: DealTaken) -> Result:
     if not in_force or not state.deal_in_flight or state.phase is not Phase.RUNNING:
         return state, []
     state = replace(state, deal_in_flight=False)
-    return _redeal(state) if state.deal_wanted else (state, [])
+    return _redeal(state, "healed") if state.deal_wanted else (state, [])
 
 
 def _leave_asked(state: State, event: LeaveAsked) -> Result:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from shoal.membership.balance import Hysteresis
+
 Lanes = Mapping[str, tuple[int, ...]]
 
 
@@ -49,9 +51,10 @@ class World:
 
 @dataclass(frozen=True)
 class Rules:
-    """What a run asks of its membership: how many lanes, and how few or many workers."""
+    """What a run asks of its membership: how many lanes, how few or many workers, and when lanes move between them."""
 
     num_lanes: int = 64
     min_workers: int = 1
     max_workers: int = 1
     total_steps: int = 1
+    hysteresis: Hysteresis = field(default_factory=Hysteresis)
