@@ -1,0 +1,62 @@
+"""Payloads of codecs that give every block of entries a scale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, float32
+
+from shoal.codecs.codec import ALIGNMENT, check_decoded, check_payload, floats, padded, payload_for
+from shoal.codecs.device import run
+from shoal.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Scales (ceil(n / block),) float32, codes of ``bits`` bits an entry, zeros up to a multiple of 8 bytes."""
+
+    bits: int
+    block: int
+    num_entries: int
+
+    @property
+    def scale_bytes(self) -> int:
+        """Four a block."""
+        return 4 * -(-self.num_entries // self.block)
+
+    @property
+    def code_bytes(self) -> int:
+        """Without the zeros."""
+        return -(-self.num_entries * self.bits // 8)
+
+    @property
+    def payload_bytes(self) -> int:
+        """All of it."""
+        return padded(self.scale_bytes + self.code_bytes)
+
+    def split(self, payload: Tensor) -> tuple[Tensor, Tensor]:
+        """The scales and the codes."""
+        scales, codes = payload[: self.scale_bytes], payload[self.scale_bytes :]
+        return scales.view(float32), codes[: self.code_bytes]
+
+
+def encode(loop: str, layout: Layout, vector: Tensor, out: Tensor | None, *options: object) -> Tensor:
+    """A codec's ``encode`` with the named loop."""
+    payload = payload_for(vector, layout.payload_bytes, out)
+    scales, codes = layout.split(payload)
+    run(loop, floats(vector), scales, codes, layout.block, *options)
+    payload[layout.scale_bytes + layout.code_bytes :].zero_()
+    return payload
+
+
+def decode(loop: str, layout: Layout, payload: Tensor, out: Tensor, add: bool) -> None:
+    """A codec's ``decode`` with the named loop."""
+    check_payload(payload, layout.payload_bytes)
+    check_decoded(out)
+    run(loop, *layout.split(payload), layout.block, out, add)
+
+
+def check_block(codec: object, block: int) -> None:
+    """ConfigError unless it is a power of two that fills whole bytes, up to 2**20."""
+    if block not in {2**e for e in range(3, 21)}:
+        raise ConfigError(f"a block must be a power of two from {ALIGNMENT} to {2**20} entries: {codec}")

@@ -1,0 +1,60 @@
+"""Linear algebra with the same bits on every machine: elementwise operations in a fixed order, and nothing else.
+
+Libraries for it sum in an order that depends on the processor.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def tree_sum(rows: Tensor) -> Tensor:
+    """The sum (c,) of (r, c) over rows, by halves."""
+    size = 1 << max(0, rows.shape[0] - 1).bit_length()
+    sums = F.pad(rows, (0, 0, 0, size - rows.shape[0]))
+    while sums.shape[0] > 1:
+        half = sums.shape[0] // 2
+        sums = sums[:half] + sums[half:]
+    return sums[0]
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """Orthonormal columns that span those of (rows, r), as float32.
+
+    Gram-Schmidt, twice for each column. A column that depends on those before it becomes zero; one that is not finite
+    makes all from it on NaN.
+    """
+    columns = _unit(matrix.to(torch.float64))
+    for j in range(1, columns.shape[1]):
+        before, column = columns[:, :j], columns[:, j : j + 1]
+        for _ in range(2):
+            column = column - tree_sum((before * tree_sum(before * column)).T).view(-1, 1)
+        rest = tree_sum(column.square()).sqrt()
+        columns[:, j : j + 1] = torch.where(rest < 1e-8, 0, column / rest)
+    return columns.to(torch.float32)
+
+
+def outer_sum(p: Tensor, q: Tensor, out: Tensor) -> None:
+    """Write p q^T to ``out`` (rows, columns), of (rows, r) and (columns, r)."""
+    torch.mul(p[:, :1], q[:, 0], out=out)
+    for k in range(1, p.shape[1]):
+        out.add_(p[:, k : k + 1] * q[:, k])
+
+
+def fresh_where_dead(columns: Tensor, fresh: Tensor) -> Tensor:
+    """Columns (rows, r) brought to length 1; one that is zero or not finite is replaced by its like in ``fresh``."""
+    unit = _unit(columns.to(torch.float64)).to(torch.float32)
+    alive = unit.isfinite().all(0) & (unit != 0).any(0)
+    return torch.where(alive, unit, fresh)
+
+
+def _unit(columns: Tensor) -> Tensor:
+    """Columns of length 1, but for those that are zero."""
+    scaled = columns / _or_one(columns.abs().amax(0))
+    return scaled / _or_one(tree_sum(scaled.square()).sqrt())
+
+
+def _or_one(divisors: Tensor) -> Tensor:
+    return torch.where(divisors == 0, 1, divisors)
