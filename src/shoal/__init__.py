@@ -9,6 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shoal.codecs import Cast as Cast
+    from shoal.codecs import Chain as Chain
+    from shoal.codecs import Int4 as Int4
+    from shoal.codecs import Int8 as Int8
+    from shoal.codecs import OneBit as OneBit
+    from shoal.codecs import PowerSGD as PowerSGD
+    from shoal.codecs import RandomK as RandomK
+    from shoal.codecs import TopK as TopK
     from shoal.errors import Bug as Bug
     from shoal.errors import ConfigError as ConfigError
     from shoal.errors import Diverged as Diverged
@@ -33,9 +41,12 @@ if TYPE_CHECKING:
     from shoal.launch.using import load_model as load_model
     from shoal.launch.using import predict as predict
     from shoal.launch.using import predictor as predictor
+    from shoal.optim import Nesterov as Nesterov
     from shoal.sources import Arrays as Arrays
     from shoal.sources import Parquet as Parquet
     from shoal.strategies import AllReduce as AllReduce
+    from shoal.strategies import DiLoCo as DiLoCo
+    from shoal.strategies import LocalSGD as LocalSGD
 
 _HOMES = {
     "shoal.errors": (
@@ -45,7 +56,9 @@ _HOMES = {
     "shoal.launch.run": ("Run", "Stopped", "TrainOptions", "resume", "train"),
     "shoal.launch.using": ("Account", "account", "evaluate", "load_model", "predict", "predictor"),
     "shoal.sources": ("Arrays", "Parquet"),
-    "shoal.strategies": ("AllReduce",),
+    "shoal.codecs": ("Cast", "Chain", "Int4", "Int8", "OneBit", "PowerSGD", "RandomK", "TopK"),
+    "shoal.optim": ("Nesterov",),
+    "shoal.strategies": ("AllReduce", "DiLoCo", "LocalSGD"),
 }  # fmt: skip
 
 __all__ = [name for names in _HOMES.values() for name in names]  # pyright: ignore[reportUnsupportedDunderAll]

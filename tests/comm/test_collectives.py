@@ -39,13 +39,13 @@ def wait_for_all(group, line):
 
 
 def count_bytes(group, line):
-    before = group.wire_bytes()
+    before = group.traffic()
     for _ in range(5):
         group.all_reduce(torch.ones(1_000_000)).wait()
     group.all_gather(b"")
-    raw, after = group.raw_bytes, group.wire_bytes()
+    raw, after = group.raw_bytes, group.traffic()
     wait_for_all(group, line)
-    return raw, after[0] - before[0], after[1] - before[1]
+    return raw, after.sent_bytes - before.sent_bytes, after.received_bytes - before.received_bytes
 
 
 def reduce_until_it_fails(group, line):

@@ -60,7 +60,8 @@ def step_on(group, model, reducer, rows, *, pieces=1, sometimes=False, lr=0.1):
             if index == len(parts) - 1:
                 reducer.arm()
             (loss_of(model, part, sometimes) * (len(part) / 12)).backward()
-    agreed = reducer.finish(Share(num_rows / 12, leads=rows.start == 0 and num_rows > 0))
+    reducer.launch(Share(num_rows / 12, leads=rows.start == 0 and num_rows > 0))
+    agreed = reducer.finish()
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     reducer.apply(agreed, optimizer.step)
     return {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
@@ -186,7 +187,8 @@ def test_what_was_agreed_can_be_kept_and_applied_later():
         reducer.begin(group)
         reducer.arm()
         (loss_of(model, UNEVEN[group.seat.rank]) * (len(range(12)[UNEVEN[group.seat.rank]]) / 12)).backward()
-        agreed = reducer.finish(Share(1 / 3, leads=False))
+        reducer.launch(Share(1 / 3, leads=False))
+        agreed = reducer.finish()
         kept = agreed.copy()
         for one, result in ((reducer, agreed), (behind, kept)):
             target = model if one is reducer else late
@@ -222,7 +224,8 @@ def buffers_after(group, fractions, leader, *, commit=True):
     reducer.arm()
     if fractions[rank]:
         model.see(float(rank + 1)).backward()
-    agreed = reducer.finish(Share(fractions[rank], leads=rank == leader))
+    reducer.launch(Share(fractions[rank], leads=rank == leader))
+    agreed = reducer.finish()
     if commit:
         reducer.apply(agreed, lambda: None)
     reducer.roll_back()

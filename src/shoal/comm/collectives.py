@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,10 +14,11 @@ import torch.distributed
 from torch import Tensor
 
 from shoal.comm.meeting import Meeting
-from shoal.comm.sockets import Address, belongs, can_find_sockets, shut_down, tcp_sockets, wire_bytes
+from shoal.comm.sockets import Address, Traffic, belongs, can_find_sockets, shut_down, tcp_sockets, traffic
 from shoal.errors import Bug, ConfigError, Fault, Halted
 
 dist: Any = torch.distributed
+_c10d: Any = torch._C._distributed_c10d  # the options that torch.distributed does not pass on
 
 _CONNECT_S = 10.0
 """For a connection to a member that has told its address: across a cut link there comes no answer."""
@@ -104,12 +106,32 @@ class Group:
 
     def all_reduce(self, tensor: Tensor) -> Work:
         """Start to replace ``tensor`` by its sum over all members: the same bits on each."""
+        return self._start(tensor, lambda backend: backend.allreduce([tensor], self._options))
+
+    def all_to_all(self, received: Tensor, rows: Tensor) -> Work:
+        """Start to give row r of ``rows`` (world_size, n) to rank r; row r of ``received`` comes from there."""
+        if self._backend is None:
+            received.copy_(rows)
+        options = dist.AllToAllOptions()
+        options.timeout = self._options.timeout
+        flat = received.view(-1), rows.view(-1)
+        return self._start(rows, lambda backend: backend.alltoall_base(*flat, [], [], options))
+
+    def all_gather_rows(self, received: Tensor, row: Tensor) -> Work:
+        """Start to give ``row`` (n,) to all members: row r of ``received`` (world_size, n) is rank r's."""
+        if self._backend is None:
+            received.copy_(row.view(1, -1))
+        options = _c10d.AllgatherOptions()
+        options.timeout = self._options.timeout
+        return self._start(row, lambda backend: backend._allgather_base(received.view(-1), row, options))
+
+    def _start(self, tensor: Tensor, start: Callable[[Any], Any]) -> Work:
         self.check()
         self._raw_bytes += tensor.nbytes
         if self._backend is None:
             return Work(self, None)
         try:
-            handle = self._backend.allreduce([tensor], self._options)
+            handle = start(self._backend)
         except RuntimeError as error:
             raise self.translated(error) from error
         self._under_way = [other for other in self._under_way if not other.is_completed()]
@@ -148,11 +170,11 @@ class Group:
         else:
             self._backend.abort()
 
-    def wire_bytes(self) -> tuple[int, int] | None:
-        """Bytes sent and received by this group as the kernel counted them, or None where it does not tell."""
+    def traffic(self) -> Traffic | None:
+        """What this group's connections have carried as the kernel counted it, or None where it does not tell."""
         if self.seat.device != "cpu" or not can_find_sockets():
             return None
-        return wire_bytes(self._sockets())
+        return traffic(self._sockets())
 
     @property
     def raw_bytes(self) -> int:

@@ -23,6 +23,8 @@ T = TypeVar("T")
 _FDS = "/proc/self/fd"
 _TCP_INFO_BYTES = 256
 _BYTES_ACKED_AT = 120
+_BUSY_AT = 168
+"""Offsets in Linux's struct tcp_info."""
 
 
 @dataclass(frozen=True)
@@ -88,14 +90,29 @@ def _end(entry: TcpSocket, handle: socket.socket) -> None:
         handle.shutdown(socket.SHUT_RDWR)
 
 
-def wire_bytes(entries: list[TcpSocket]) -> tuple[int, int]:
-    """Bytes sent (and acknowledged) and received over these connections, as the kernel counted them."""
-    sent = received = 0
+@dataclass(frozen=True)
+class Traffic:
+    """What connections have carried, as the kernel counted it: bytes sent (and acknowledged) and received, and the
+    seconds in which data was under way, summed over the connections."""
+
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    busy_s: float = 0.0
+
+    def __add__(self, other: Traffic) -> Traffic:
+        received, busy_s = self.received_bytes + other.received_bytes, self.busy_s + other.busy_s
+        return Traffic(self.sent_bytes + other.sent_bytes, received, busy_s)
+
+
+def traffic(entries: list[TcpSocket]) -> Traffic:
+    """What these connections have carried so far; one that is closed meanwhile is passed over."""
+    total = Traffic()
     for entry in entries:
         with suppress(OSError, struct.error):
             info = _with_socket(
                 entry.fd, lambda handle: handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
             )
-            acked, got = struct.unpack_from("=QQ", info, _BYTES_ACKED_AT)
-            sent, received = sent + acked, received + got
-    return sent, received
+            sent, received = struct.unpack_from("=QQ", info, _BYTES_ACKED_AT)
+            (busy_us,) = struct.unpack_from("=Q", info, _BUSY_AT)
+            total += Traffic(sent, received, busy_us / 1e6)
+    return total

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from shoal.errors import ConfigError
 from shoal.job.task import Task
 from shoal.sources import Source
-from shoal.strategies import AllReduce
+from shoal.strategies import AllReduce, Strategy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,27 @@ class Patience:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Balance:
+    """When lanes move from slow workers to fast ones.
+
+    ``least_gain``: the part of a step's time that a move must promise to save, between 0 and 1. ``settle_s``: for how
+    long twice as much must be on offer; more moves sooner, less later. ``enabled=False``: lanes stay where they are.
+
+    Whoever computes a lane, the samples of a step are the same: results are equal up to the order of float sums. When
+    lanes move depends on measured time, though, so a run that is to repeat bit for bit needs ``enabled=False``.
+    """
+
+    enabled: bool = True
+    least_gain: float = 0.1
+    settle_s: float = 1.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.least_gain < 1:
+            raise ConfigError(f"balance.least_gain must be between 0 and 1, not {self.least_gain}")
+        _positive("balance.settle_s", self.settle_s)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """Everything that training needs.
 
@@ -74,7 +95,7 @@ class Job:
     epochs: int | None = None
     steps: int | None = None
     test: Source | None = None
-    strategy: AllReduce = AllReduce()
+    strategy: Strategy = AllReduce()
     schedule: Callable[[int], float] | None = None
     clip_norm: float | None = None
     micro_batch: int | None = None
@@ -88,6 +109,7 @@ class Job:
     num_threads: int | None = None
     storing: Storing = field(default_factory=Storing)
     patience: Patience = field(default_factory=Patience)
+    balance: Balance = field(default_factory=Balance)
 
     def __post_init__(self) -> None:
         task: object = self.task

@@ -69,6 +69,18 @@ class Steps:
         last = min(first + self.global_batch, self.num_samples)
         return Span(epoch, self._given(first), self._given(last), last - first)
 
+    def spans(self, start: int, stop: int) -> list[Span]:
+        """What the steps from ``start`` up to ``stop`` take together: a span an epoch."""
+        found = []
+        while start < stop:
+            epoch, within = self.locate(start)
+            last = min(stop, (epoch + 1) * self.steps_per_epoch)
+            first, end = within * self.global_batch, (within + last - start) * self.global_batch
+            end = min(end, self.num_samples)
+            found.append(Span(epoch, self._given(first), self._given(end), end - first))
+            start = last
+        return found
+
     def _given(self, turns: int) -> Indices:
         """How many samples each lane has given after this many turns of an epoch."""
         rounds = min(turns // self.num_lanes, self.num_samples // self.num_lanes)

@@ -1,5 +1,11 @@
 """How what the lanes computed becomes the next version."""
 
-from shoal.strategies.allreduce import Agreed, AllReduce, Reducer, Share
+from shoal.strategies.agreed import Agreed, Share
+from shoal.strategies.allreduce import AllReduce, Reducer
+from shoal.strategies.local import DiLoCo, LocalSGD
+from shoal.strategies.rounds import Rounds
 
-__all__ = ["Agreed", "AllReduce", "Reducer", "Share"]
+Strategy = AllReduce | LocalSGD | DiLoCo
+"""Any of them."""
+
+__all__ = ["Agreed", "AllReduce", "DiLoCo", "LocalSGD", "Reducer", "Rounds", "Share", "Strategy"]

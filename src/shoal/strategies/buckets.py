@@ -1,73 +1,160 @@
-"""Gradients laid side by side in a few flat tensors, so that one collective carries many of them."""
+"""Parameters laid side by side in a few flat tensors, so that one collective carries many of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
+from shoal.codecs import Codec
+from shoal.errors import ConfigError
+
+Named = tuple[str, nn.Parameter]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Parameters of one dtype and device that travel together, with or without a codec."""
+
+    names: tuple[str, ...]
+    parameters: tuple[nn.Parameter, ...]
+    codec: Codec | None = None
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(p.shape) for p in self.parameters)
+
+    @property
+    def num_entries(self) -> int:
+        return sum(p.numel() for p in self.parameters)
+
+    def views(self, flat: Tensor) -> list[Tensor]:
+        """Each parameter's part of a flat tensor, in its shape."""
+        pieces = torch.split(flat[: self.num_entries], [p.numel() for p in self.parameters])
+        return [piece.view(p.shape) for piece, p in zip(pieces, self.parameters, strict=True)]
+
 
 @dataclass
 class Bucket:
-    """Parameters of one dtype and device, and one flat tensor for their gradients.
+    """A layout, and one flat tensor for its gradients.
 
-    The flat tensor ends with one entry a parameter that says whether this worker's backward reached it: summed over the
-    workers, 0 means that no one used it, and its gradient is None as in a plain loop.
+    ``used`` has one entry a parameter that says whether this worker's backward reached it: summed over the workers, 0
+    means that no one used it, and its gradient is None as in a plain loop. Without a codec it is the end of ``flat``.
     """
 
-    parameters: list[nn.Parameter]
+    layout: Layout
     flat: Tensor
-    views: list[Tensor]
     used: Tensor
+    views: list[Tensor]
     reached: set[int] = field(default_factory=set)
     """Parameters that a backward of this step has reached."""
     final: set[int] = field(default_factory=set)
     """Those that the step's last backward has reached: their gradients are whole."""
 
     @staticmethod
-    def of(parameters: Sequence[nn.Parameter]) -> Bucket:
-        first = parameters[0]
-        sizes = [p.numel() for p in parameters]
-        flat = torch.zeros(sum(sizes) + len(parameters), dtype=first.dtype, device=first.device)
-        pieces = torch.split(flat[: sum(sizes)], sizes)
-        views = [piece.view(p.shape) for piece, p in zip(pieces, parameters, strict=True)]
-        return Bucket(list(parameters), flat, views, flat[sum(sizes) :])
+    def of(layout: Layout) -> Bucket:
+        first, size, count = layout.parameters[0], layout.num_entries, len(layout.parameters)
+        together = torch.zeros(size + count, dtype=first.dtype, device=first.device)
+        if layout.codec is None:
+            return Bucket(layout, together, together[size:], layout.views(together))
+        return Bucket(layout, together[:size], torch.zeros(count, device=first.device), layout.views(together))
 
     @property
     def full(self) -> bool:
         """Whether every gradient is whole."""
-        return len(self.final) == len(self.parameters)
+        return len(self.final) == len(self.views)
 
     def clear(self) -> None:
         """Zero, and make the views the parameters' gradients, for backward to add to."""
         self.flat.zero_()
+        self.used.zero_()
         self.reached.clear()
         self.final.clear()
-        for parameter, view in zip(self.parameters, self.views, strict=True):
+        for parameter, view in zip(self.layout.parameters, self.views, strict=True):
             parameter.grad = view
 
     def seal(self) -> None:
         """Note which parameters were reached, just before the flat tensor is sent."""
-        if len(self.reached) == len(self.parameters):
+        if len(self.reached) == len(self.views):
             self.used.fill_(1)
         else:
             self.used[list(self.reached)] = 1
 
+    def hand_over(self) -> None:
+        """Make what the members agreed on the parameters' gradients."""
+        for parameter, view, count in zip(self.layout.parameters, self.views, self.used.tolist(), strict=True):
+            parameter.grad = view if count else None
 
-def cut(parameters: Sequence[nn.Parameter], bucket_bytes: int) -> list[Bucket]:
-    """Buckets of about ``bucket_bytes`` in reverse order, which is about the order in which backward finishes."""
-    buckets: list[Bucket] = []
-    group: list[nn.Parameter] = []
+
+@dataclass(frozen=True)
+class Packing:
+    """How parameters are laid into buckets: at most ``bucket_bytes`` each, and with ``codec`` unless their name fits
+    one of the patterns ``uncompressed``, such as ``*.bias``."""
+
+    bucket_bytes: int
+    codec: Codec | None = None
+    uncompressed: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.bucket_bytes < 1024:
+            raise ConfigError(f"bucket_bytes must be at least 1024, not {self.bucket_bytes}")
+        if self.codec is not None and not isinstance(self.codec, Codec):
+            raise ConfigError(f"codec must be one such as shoal.Int8(), not {self.codec!r}")
+        given: object = self.uncompressed
+        if not isinstance(given, tuple):
+            raise ConfigError(f"uncompressed takes a tuple of patterns such as ('*.bias',), not {given!r}")
+
+    def lay_out(self, model: nn.Module) -> list[Layout]:
+        """The layouts of the model's parameters in reverse order, which is about that in which backward finishes.
+
+        ``ConfigError`` if there is none to train, a pattern fits none, or the codec cannot take one.
+        """
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        if not named:
+            raise ConfigError("the task's model has no parameter that requires a gradient; there is nothing to train")
+        if self.codec is None:
+            return [_layout(group, None) for group in _cut(named, self.bucket_bytes)]
+        self._check_patterns(name for name, _ in named)
+        plain = [(name, p) for name, p in named if self._is_plain(name)]
+        packed = [(name, p) for name, p in named if not self._is_plain(name)]
+        total = sum(p.numel() for _, p in packed)
+        if packed:
+            for dtype in dict.fromkeys(p.dtype for _, p in packed):
+                self.codec.check(dtype, total)
+        shared = [
+            _layout(group, self.codec.share(sum(p.numel() for _, p in group), total))
+            for group in _cut(packed, self.bucket_bytes)
+        ]
+        return [*shared, *(_layout(group, None) for group in _cut(plain, self.bucket_bytes))]
+
+    def _check_patterns(self, names: Iterable[str]) -> None:
+        known = list(names)
+        for pattern in self.uncompressed:
+            if not any(fnmatchcase(name, pattern) for name in known):
+                raise ConfigError(
+                    f"uncompressed names {pattern!r}, and no parameter does: there are {', '.join(known)}"
+                )
+
+    def _is_plain(self, name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in self.uncompressed)
+
+
+def _layout(group: Sequence[Named], codec: Codec | None) -> Layout:
+    return Layout(tuple(name for name, _ in group), tuple(p for _, p in group), codec)
+
+
+def _cut(named: Sequence[Named], bucket_bytes: int) -> Iterator[list[Named]]:
+    group: list[Named] = []
     size = 0
-    for parameter in reversed(parameters):
-        alike = not group or (parameter.dtype == group[0].dtype and parameter.device == group[0].device)
+    for name, parameter in reversed(named):
+        alike = not group or (parameter.dtype == group[0][1].dtype and parameter.device == group[0][1].device)
         if group and (not alike or size + parameter.nbytes > bucket_bytes):
-            buckets.append(Bucket.of(group))
+            yield group
             group, size = [], 0
-        group.append(parameter)
+        group.append((name, parameter))
         size += parameter.nbytes
     if group:
-        buckets.append(Bucket.of(group))
-    return buckets
+        yield group

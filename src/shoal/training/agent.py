@@ -134,14 +134,16 @@ class Agent:
             self._rests, self._standing, self._group, self.order = True, standing, None, None
             return order
 
-    def at(self, phase: str, step: int | None = None, stable_step: int | None = None, **figures: float) -> None:
+    def at(self, phase: str, step: int | None = None, stable_step: int | None = None) -> None:
         """What the loop does from now on, for heartbeats."""
         progress = self._progress
         progress.phase, progress.since_s = phase, self._clock.monotonic_s()
         progress.step = progress.step if step is None else step
         progress.stable_step = progress.stable_step if stable_step is None else stable_step
-        if figures:
-            progress.figures = figures
+
+    def tell(self, figures: dict[str, float]) -> None:
+        """The newest figures, for heartbeats."""
+        self._progress.figures = figures
 
     def close(self) -> None:
         """Send what is queued and end the thread."""
@@ -191,7 +193,8 @@ class Agent:
     def _look_for_progress(self, now_s: float) -> None:
         """A long wait in which bytes still move is a slow link, not a cut one: count it from now."""
         with self._lock:
-            moved = self._group.wire_bytes() if self._group is not None else None
+            traffic = self._group.traffic() if self._group is not None else None
+        moved = (traffic.sent_bytes, traffic.received_bytes) if traffic is not None else None
         if moved is not None and moved != self._bytes_seen:
             self._bytes_seen = moved
             self._progress.since_s = now_s

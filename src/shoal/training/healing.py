@@ -11,12 +11,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 from shoal.comm.transfer import Parcel
 from shoal.errors import ShoalError
-from shoal.lanes import Ledger
-from shoal.strategies import Agreed
 from shoal.training.replica import Replica, unpack
+from shoal.training.round import Round
 
 _MOST_KEPT = 64
 _LEAST_REPLAYED = 2
@@ -31,7 +31,7 @@ class Shadow:
         self._parcel: Parcel | None = None
         self._error: ShoalError | None = None
         self._restored = False
-        self._kept: deque[tuple[Agreed, Ledger]] = deque()
+        self._kept: deque[Round] = deque()
         self._thread = threading.Thread(target=self._run, name="shoal-heal", daemon=True)
         self._thread.start()
 
@@ -46,9 +46,9 @@ class Shadow:
         """Whether as much is kept as may be: the others wait with us until the copy is here."""
         return len(self._kept) >= _MOST_KEPT and self._thread.is_alive()
 
-    def keep(self, agreed: Agreed, ledger: Ledger) -> None:
+    def keep(self, done: Round) -> None:
         """Remember what the others committed."""
-        self._kept.append((agreed.copy(), ledger))
+        self._kept.append(replace(done, agreed=done.agreed.copy()))
 
     def advance(self, budget_s: float) -> bool:
         """Use about ``budget_s`` to catch up; True once nothing is left. Raises what the copying met."""
@@ -62,7 +62,7 @@ class Shadow:
         began_s = time.monotonic()
         num_replayed = 0
         while self._kept and (num_replayed < _LEAST_REPLAYED or time.monotonic() - began_s < budget_s):
-            self._replica.commit(*self._kept.popleft())
+            self._replica.commit(self._kept.popleft())
             num_replayed += 1
         return not self._kept
 

@@ -10,22 +10,23 @@ from shoal.clock import SystemClock
 from shoal.comm import messages as msg
 from shoal.comm.collectives import Group, Seat
 from shoal.comm.transfer import fetch
-from shoal.errors import Bug, Diverged, Fault, ShoalError
+from shoal.errors import Diverged, Fault, ShoalError
 from shoal.evaluation import evaluate
 from shoal.lanes import Ledger
 from shoal.membership import Lanes, Origin, Standing
-from shoal.sources import Prefetch
 from shoal.training.agent import Order
-from shoal.training.computing import Ballot, Computer, find_bad_lane, part_of
+from shoal.training.computing import Ballot, Computer, Engine, Scene, number_of
 from shoal.training.healing import Shadow
 from shoal.training.kit import Kit
+from shoal.training.levelling import level
+from shoal.training.local import LocalComputer
+from shoal.training.meter import Meter
 from shoal.training.replica import pack
 from shoal.training.rollcall import Call, Roll
+from shoal.training.round import Round
 from shoal.training.scribe import Scribe
 from shoal.versions import BackgroundWriter, Failed, Saved
 
-_PAUSE_NUMBER = 1 << 20
-_CONCLUDE_NUMBER = 1 << 21
 _COPY_SILENCE_S = 10.0
 _LONGER_THAN_STUCK_S = 60.0
 
@@ -50,12 +51,15 @@ class Member:
         self._last_step = kit.steps.total_steps
         self._meeting = kit.agent.meeting()
         self._shadow: Shadow | None = None
-        self._loader: Prefetch | None = None
+        self._engine: Engine | None = None
         self._writer = writer
         self._scribe: Scribe | None = None
-        self._evaluated_step = -1
-        self._step_began_s = time.monotonic()
-        self._step_s = 0.0
+        self._evaluated_step = enter.world.base.step
+        self._compared_step = -1
+        self._round_began_s = time.monotonic()
+        self._round_s = 0.0
+        self._figures: dict[str, float] = {}
+        self._participation = (0, 0, 0)
         self._losses: list[float] = []
 
     @property
@@ -70,16 +74,16 @@ class Member:
             self._take_base()
             self._form()
             while not self.paused and self._step < self._last_step:
-                self._take_step()
+                self._take_round()
             if not self.paused:
                 self._finish()
             elif self._kit.agent.leaves and len(self._world.members) == 1:
                 self._store()  # no one else holds it
             self._tell_bytes()
         finally:
-            self._kit.replica.reducer.roll_back()
-            if self._loader is not None:
-                self._loader.close()
+            self._kit.replica.session.roll_back()
+            if self._engine is not None:
+                self._engine.close()
 
     def _take_base(self) -> None:
         world, replica, agent = self._world, self._kit.replica, self._kit.agent
@@ -92,14 +96,23 @@ class Member:
             replica.plant()
         elif world.origin is Origin.STORE:
             if replica.standing() != world.base:
-                replica.restore(self._kit.versions.read(world.base.step))
+                replica.restore(self._kit.versions.read(world.base.step), len(world.members))
         elif self._name in world.sources:
+            self._adopt(world.base.step)
             self._shadow = Shadow(replica, self._copy_of_base)
         if world.origin is not Origin.SEED and self._shadow is None and replica.standing() != world.base:
             raise Fault(f"generation {world.generation} goes on from step {world.base.step}, "
                         f"and this worker holds step {replica.step}", step=replica.step)  # fmt: skip
+        if self._shadow is None:
+            replica.session.memories.forget()
         if self._name in world.sources.values():
             self._kit.offerer.offer(str(world.generation), pack(replica.capture()))
+
+    def _adopt(self, version: int) -> None:
+        """The others hold ``version``: what was computed here on another is for nothing."""
+        dropped = self._kit.replica.fall_behind(version)
+        if dropped:
+            self._kit.agent.note("residual_dropped", worker=self._name, norm=dropped, reason="it had fallen behind")
 
     def _copy_of_base(self) -> Any:
         address = self._addresses[self._world.sources[self._name]]
@@ -120,75 +133,94 @@ class Member:
         )
         self.group = Group.form(seat, self._meeting)
         self._kit.agent.watch_over(self.group)
-        self._computer = Computer(self._kit, self.group)
+        self._scene = Scene(self._kit, self.group, self._world.members, self._ballot, Meter(self.group))
+        engine = LocalComputer if self._kit.replica.is_local else Computer
+        self._engine = engine(self._scene, self._step)
         if self._leader:
             self._scribe = Scribe(job, self._kit.replica, self._writer(), SystemClock())
-        self._load()
+        self._engine.deal(self._lanes)
 
-    def _load(self) -> None:
-        if self._loader is not None:
-            self._loader.close()
-        kit = self._kit
-        self._loader = Prefetch(
-            kit.train_reader, kit.order_of_epoch, kit.steps, self._lanes.get(self._name, ()),
-            first_step=self._step, micro_batch=kit.job.micro_batch,
-        )  # fmt: skip
+    # One round
 
-    # One step
-
-    def _take_step(self) -> None:
+    def _take_round(self) -> None:
         self._evaluate_if_due()
-        if self._scribe is not None:
+        if self._scribe is not None and not self._kit.replica.has_private_state:
             self._scribe.at_boundary(self._cursors)
-        assert self._loader is not None and self.group is not None
-        local = next(self._loader)
-        span = self._kit.steps.span(self._step)
-        part = part_of(span, self._world.members, self._lanes, self._name)
-        order = self._kit.agent.order
-        ballot = Ballot(_number(order), self._fingerprint_if_due())
-        agreed, roll = self._computer.run(local, span.num_samples, part, ballot)
-        self._check(roll)
-        if roll.ledger != Ledger.expected(span):
-            raise Bug(f"step {self._step} took {roll.ledger.count} samples and not its own {span.num_samples}")
-        if not agreed.is_finite():
-            raise Diverged(f"a gradient of step {self._step} is not a finite number", self._rank, None, self._step)
-        if self._shadow is None:
-            self._kit.replica.commit(agreed, roll.ledger)
-        else:
-            self._shadow.keep(agreed, roll.ledger)
-        self._step += 1
-        self._tell(roll, span.epoch)
-        if self._shadow is not None:
-            self._heal()
-        if roll.order:
-            assert order is not None
-            self._obey(order)
+        assert self._engine is not None
+        done = self._engine.advance(self._last_step)
+        self._commit(done)
+        if done.roll.order or done.roll.due:
+            for other in self._engine.drain():
+                self._commit(other)
+            if done.roll.due:
+                self._make_version()
+            if done.roll.order:
+                assert done.order is not None
+                self._obey(done.order)
+
+    def _ballot(self, version: int) -> Ballot:
+        """What this member has to say in the roll call of the round that leads to ``version``."""
+        private = self._scribe is not None and self._kit.replica.has_private_state
+        due = private and self._scribe is not None and self._scribe.is_due(version)
+        return Ballot(self._kit.agent.order, self._fingerprint_if_due(), due)
 
     def _fingerprint_if_due(self) -> str:
-        every = self._kit.job.fingerprint_every_steps
-        due = self._step == self._world.base.step or self._step % every == 0
-        return self._kit.replica.fingerprint() if due and self._shadow is None else ""
+        if self._shadow is not None:
+            return ""
+        step, every = self._kit.replica.step, self._kit.job.fingerprint_every_steps
+        due = self._compared_step < 0 or step // every > self._compared_step // every
+        self._compared_step = step if due else self._compared_step
+        return self._kit.replica.fingerprint() if due else ""
 
-    def _check(self, roll: Roll) -> None:
-        """What a roll call shows before its step is committed: all hold this version, and all is well with it."""
+    def _commit(self, done: Round) -> None:
+        self._check(done.roll, done.held)
+        if not done.agreed.is_finite():
+            raise Diverged(f"a gradient of step {self._step} is not a finite number", self._rank, None, self._step)
+        replica = self._kit.replica
+        replica.session.remember(done.version)
+        if self._shadow is None:
+            replica.commit(done)
+        else:
+            self._shadow.keep(done)
+        num_steps, self._step = done.version - self._step, done.version
+        self._tell(done, num_steps)
+        if self._shadow is not None:
+            self._heal()
+
+    def _check(self, roll: Roll, held: int) -> None:
+        """What a roll call shows before its round is committed: all hold this version, and all is well with it."""
         if roll.fingerprints_differ:
             raise Fault("the members hold different states", self._rank, self._world.generation, self._step)
         if roll.num_bad:
             raise Diverged(f"the loss of step {self._step} is not a finite number", self._rank, None, self._step)
-        self._kit.agent.at("compute", stable_step=self._step)
+        self._kit.agent.at("compute", stable_step=held)
         if self._scribe is not None:
-            self._scribe.stable(self._step)
+            self._scribe.stable(held)
             self._tell_stored()
 
+    def _make_version(self) -> None:
+        """What each member has for itself is spread evenly; the leader then copies the version, to be stored."""
+        num_active = self._level()
+        if self._scribe is not None:
+            self._scribe.capture(self._cursors(), num_active)
+
+    def _level(self) -> int:
+        assert self.group is not None
+        self._kit.agent.at("wait")
+        return level(self._kit.replica, self.group, active=self._shadow is None)
+
     def _cursors(self) -> list[int]:
-        return [int(cursor) for cursor in self._kit.steps.cursors(self._step)]
+        cursors = [int(cursor) for cursor in self._kit.steps.cursors(self._step)]
+        for lane, step in self._kit.replica.lagging.items():
+            cursors[lane] = int(self._kit.steps.cursors(step)[lane])
+        return cursors
 
     def _heal(self) -> None:
         assert self._shadow is not None and self.group is not None
         while self._shadow.must_wait:
             self._shadow.wait(0.1)
             self.group.check()
-        if self._shadow.advance(self._step_s / 2):
+        if self._shadow.advance(self._round_s / 2):
             self._shadow = None
             self._kit.agent.send(msg.Caught(generation=self._world.generation, step=self._step))
 
@@ -201,25 +233,43 @@ class Member:
             case msg.Deal():
                 self._lanes = order.lanes
                 self._kit.agent.heeded(order)
-                self._load()
+                assert self._engine is not None
+                self._engine.deal(self._lanes)
                 taken = msg.Taken(generation=self._world.generation, number=order.number, step=self._step)
                 self._kit.agent.send(taken)
 
     # What others are told
 
-    def _tell(self, roll: Roll, epoch: int) -> None:
+    def _tell(self, done: Round, num_steps: int) -> None:
         now_s = time.monotonic()
-        self._step_s, self._step_began_s = now_s - self._step_began_s, now_s
-        loss = roll.loss_sum / roll.ledger.count
-        per_s = roll.ledger.count / self._step_s
-        self._kit.agent.at("compute", step=self._step, loss=loss, samples_per_s=per_s, epoch=epoch)
+        self._round_s, self._round_began_s = now_s - self._round_began_s, now_s
+        count = done.roll.ledger.count
+        loss, per_s = done.roll.loss_sum / count, count / self._round_s
+        measured = self._scene.meter.committed(num_steps, self._kit.replica.session.times)
+        self._figures = {**self._figures, "loss": loss, "samples_per_s": per_s, "epoch": done.epoch, **measured}
+        self._kit.agent.at("compute", step=self._step)
+        self._kit.agent.tell(self._figures)
         self._losses.append(loss)
         every = self._kit.job.log_every_steps
-        if self._leader and self._step % every == 0:
-            loss = sum(self._losses) / len(self._losses)
-            self._kit.agent.note("progress", step=self._step, epoch=epoch, loss=loss, num_steps=len(self._losses))
-        if self._step % every == 0:
+        if self._step // every > (self._step - num_steps) // every:
+            if self._leader:
+                loss, num_rounds = sum(self._losses) / len(self._losses), len(self._losses)
+                self._kit.agent.note("progress", step=self._step, epoch=done.epoch, loss=loss, num_steps=num_rounds)
             self._losses.clear()
+        self._tell_participation(done)
+
+    def _tell_participation(self, done: Round) -> None:
+        """Who took part, whenever that changes: of a round of local steps the lost do not."""
+        if done.flags is None or not self._leader:
+            return
+        counts = (done.roll.num_present, sum(bool(own) for own in self._lanes.values()), done.num_contributors)
+        if counts != self._participation:
+            self._participation = counts
+            alive, taking_part, committed = counts
+            self._kit.agent.note(
+                "participation", step=self._step, alive=alive, taking_part=taking_part, committed=committed,
+                lagging_lanes=int((done.flags == 0).sum()),
+            )  # fmt: skip
 
     def _tell_stored(self) -> None:
         assert self._scribe is not None
@@ -234,16 +284,16 @@ class Member:
 
     def _tell_bytes(self) -> None:
         """What this generation's collectives moved, as the leader's kernel counted it."""
-        moved = self.group.wire_bytes() if self.group is not None and self._leader else None
+        moved = self.group.traffic() if self.group is not None and self._leader else None
         if moved is not None and self.group is not None:
-            self._kit.agent.note("communicated", generation=self._world.generation, sent_bytes=moved[0],
-                                 received_bytes=moved[1], raw_bytes=self.group.raw_bytes)  # fmt: skip
+            self._kit.agent.note("communicated", generation=self._world.generation, sent_bytes=moved.sent_bytes,
+                                 received_bytes=moved.received_bytes, raw_bytes=self.group.raw_bytes)  # fmt: skip
 
     # Measuring, and the end
 
     def _evaluate_if_due(self) -> None:
         every = self._kit.job.evaluate_every_steps
-        if every and self._step % every == 0 and self._step > 0 and self._evaluated_step != self._step:
+        if every and self._step // every > max(0, self._evaluated_step) // every:
             self._evaluate()
 
     def _evaluate(self) -> dict[str, Any]:
@@ -254,7 +304,8 @@ class Member:
         self._evaluated_step = self._step
         kit.agent.at("evaluate")
         lanes = self._lanes.get(self._name, ())
-        figures = evaluate(kit.job, kit.replica.model, kit.test_reader, lanes, group.all_gather, group.check)
+        with kit.replica.committed():
+            figures = evaluate(kit.job, kit.replica.model, kit.test_reader, lanes, group.all_gather, group.check)
         if self._leader:
             kit.agent.note("evaluated", step=self._step, figures=figures)
         return figures
@@ -264,12 +315,12 @@ class Member:
         kit = self._kit
         self._finish_healing()
         finite = kit.replica.all_finite()
-        call = Call(Ledger(), 0.0, not finite, _number(kit.agent.order), kit.replica.fingerprint())
-        roll = self._computer.roll_call(call)
+        order = kit.agent.order
+        roll = self._scene.roll_call(Call(Ledger(), 0.0, not finite, number_of(order), kit.replica.fingerprint()))
         if roll.num_bad:
             raise Diverged(f"after step {self._step} a parameter is not a finite number", step=self._step)
-        self._check(roll)
-        if roll.order and isinstance(kit.agent.order, msg.Pause):
+        self._check(roll, self._step)
+        if roll.order and isinstance(order, msg.Pause):
             self.paused = True
             return
         complete = self._step == kit.steps.total_steps
@@ -279,9 +330,14 @@ class Member:
         kit.agent.send(msg.Done(generation=self._world.generation, standing=standing, figures=figures, stored=stored))
 
     def _store(self) -> bool:
+        """All members take part; the leader stores."""
+        num_active = self._level() if self._kit.replica.has_private_state else None
+        return self._write(num_active)
+
+    def _write(self, num_active: int | None = None) -> bool:
         if self._scribe is None:
             return False
-        for written in self._scribe.store_now(self._cursors()):
+        for written in self._scribe.store_now(self._cursors(), num_active):
             self._tell_written(written)
         return True
 
@@ -297,11 +353,9 @@ class Member:
 
         Each looks for a lane of its own that gives it. If nobody finds one, the leader tells what is known.
         """
-        lane = None
-        if self._step < self._kit.steps.total_steps:
-            lanes = tuple(self._lanes.get(self._name, ()))
-            lane = find_bad_lane(self._kit, self._kit.steps.span(self._step), lanes)
-        found = self._computer.roll_call(Call(Ledger(), 0.0, lane is not None, 0)).num_bad
+        assert self._engine is not None
+        lane = self._engine.find_bad_lane()
+        found = self._scene.roll_call(Call(Ledger(), 0.0, lane is not None, 0)).num_bad
         if lane is not None:
             return f"{error} (worker {self._name}, lane {lane})"
         return str(error) if self._leader and not found else None
@@ -311,17 +365,6 @@ class Member:
         if self._scribe is None or self._shadow is not None or not self._kit.replica.all_finite():
             return
         try:
-            self._store()
+            self._write()
         except ShoalError as error:
             self._kit.agent.note("store_failed", step=self._step, reason=str(error))
-
-
-def _number(order: Order | None) -> int:
-    match order:
-        case msg.Pause(at_boundary=True):
-            return _PAUSE_NUMBER
-        case msg.Conclude():
-            return _CONCLUDE_NUMBER
-        case msg.Deal():
-            return order.number
-    return 0

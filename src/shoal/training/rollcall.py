@@ -21,33 +21,41 @@ _MASK = (1 << _PIECE_BITS) - 1
 @dataclass(frozen=True)
 class Call:
     """What one member says. ``order``: the number of the order that it holds, 0 for none. ``fingerprint``: 16 hex
-    digits of what it holds, or nothing when none is due or it is still catching up."""
+    digits of what it holds, or nothing when none is due or it is still catching up. ``due``: it wants a version to be
+    stored that all must make together."""
 
     ledger: Ledger
     loss_sum: float
     bad: bool
     order: int
     fingerprint: str = ""
+    due: bool = False
 
 
 @dataclass(frozen=True)
 class Roll:
-    """What all members say. ``order``: the one that all of them hold, else 0."""
+    """What all ``num_present`` members say. ``order``: the one that all of them hold, else 0."""
 
     ledger: Ledger
     loss_sum: float
     num_bad: int
     order: int
     fingerprints_differ: bool
+    due: bool
+    num_present: int
+
+
+NUM_ENTRIES = 20
 
 
 def encode(call: Call) -> Tensor:
-    """(19,) float64: sums, then order and fingerprint pieces with their squares."""
+    """(20,) float64: sums, then order and fingerprint pieces with their squares."""
     voter = int(bool(call.fingerprint))
     pieces = _split(int(call.fingerprint, 16)) if voter else [0] * _PIECES
     agreements = [call.order, *pieces]
     entries = [
         call.ledger.count, *_split(call.ledger.checksum), call.loss_sum, int(call.bad), 1, voter,
+        int(call.due),
         *agreements, *(value * value for value in agreements),
     ]  # fmt: skip
     return torch.tensor(entries, dtype=torch.float64)
@@ -56,7 +64,7 @@ def encode(call: Call) -> Tensor:
 def decode(summed: Tensor) -> Roll:
     """Read the sum of all members' calls."""
     count, *rest = summed.tolist()
-    checksum, (loss_sum, num_bad, present, voters), votes = rest[:_PIECES], rest[_PIECES : _PIECES + 4], rest[8:]
+    checksum, (loss_sum, num_bad, present, voters, num_due), votes = rest[:_PIECES], rest[_PIECES:9], rest[9:]
     sums, squares = votes[: _PIECES + 1], votes[_PIECES + 1 :]
     agree = [n * square == total * total for n, total, square in
              zip([present, *[voters] * _PIECES], sums, squares, strict=True)]  # fmt: skip
@@ -66,6 +74,8 @@ def decode(summed: Tensor) -> Roll:
         num_bad=int(num_bad),
         order=int(sums[0] / present) if agree[0] else 0,
         fingerprints_differ=not all(agree[1:]),
+        due=num_due > 0,
+        num_present=int(present),
     )
 
 

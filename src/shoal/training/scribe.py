@@ -27,21 +27,26 @@ class Scribe:
         self._stored_step = replica.step
 
     def at_boundary(self, cursors: Callable[[], list[int]]) -> None:
-        """Between two steps: copy what the replica holds if a version is due."""
-        if self._pending is None and self._is_due():
-            self._capture(cursors())
+        """Between two rounds: copy what the replica holds if a version is due."""
+        if self.is_due(self._replica.step):
+            self.capture(cursors())
 
-    def _is_due(self) -> bool:
-        storing, step = self._job.storing, self._replica.step
-        if step <= self._stored_step:
+    def is_due(self, version: int) -> bool:
+        """Whether ``version`` is to be stored, the one before it having been looked at."""
+        storing = self._job.storing
+        if version <= self._stored_step or self._pending is not None:
             return False
-        if storing.every_steps is not None and step % storing.every_steps == 0:
+        if (
+            storing.every_steps is not None
+            and version // storing.every_steps > self._stored_step // storing.every_steps
+        ):
             return True
         elapsed_s = self._clock.monotonic_s() - self._stored_at_s
         return storing.every_s is not None and elapsed_s >= storing.every_s
 
-    def _capture(self, cursors: list[int]) -> None:
-        self._pending = self._replica.capture(cursors=cursors)
+    def capture(self, cursors: list[int], num_active: int | None = None) -> None:
+        """Copy what the replica holds, to be stored once it is stable. ``num_active``: see ``Replica.capture``."""
+        self._pending = self._replica.capture(num_active, cursors=cursors)
         self._stored_at_s, self._stored_step = self._clock.monotonic_s(), self._replica.step
 
     def stable(self, step: int) -> None:
@@ -54,9 +59,9 @@ class Scribe:
         """What the writer has done since the last time."""
         return self._writer.poll()
 
-    def store_now(self, cursors: list[int]) -> list[Saved | Failed]:
+    def store_now(self, cursors: list[int], num_active: int | None = None) -> list[Saved | Failed]:
         """Store what the replica holds, which is stable, and wait for it. ``StoreFault`` if the store takes it not."""
-        self._capture(cursors)
+        self.capture(cursors, num_active)
         snapshot, self._pending = self._pending, None
         assert snapshot is not None
         news: list[Saved | Failed] = []

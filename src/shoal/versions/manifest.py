@@ -39,11 +39,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str = ""
 
 
-def file_names(fingerprint: str) -> tuple[str, str]:
-    """The model's and the optimizer's; ``Bug`` if the fingerprint is none."""
+def file_names(fingerprint: str) -> tuple[str, str, str]:
+    """The model's, the optimizer's, and the strategy's, which may be lacking; ``Bug`` if it is no fingerprint."""
     if not _FINGERPRINT.fullmatch(fingerprint):
         raise Bug(f"a version needs a fingerprint of 16 hex digits in its meta, and has {fingerprint!r}")
-    return f"model-{fingerprint}.safetensors", f"optimizer-{fingerprint}.safetensors"
+    return tuple(f"{part}-{fingerprint}.safetensors" for part in ("model", "optimizer", "strategy"))  # type: ignore[return-value]
 
 
 def record_of(parts: Sequence[Bytes]) -> FileRecord:
@@ -85,7 +85,8 @@ def from_json(data: Bytes, step: int, where: str) -> Manifest:
     if manifest.sha256 != _checksum(manifest):
         raise VersionFault(f"{where} is damaged: its checksum is not that of its content", step=step)
     genuine = manifest.step == step and _FINGERPRINT.fullmatch(manifest.fingerprint)
-    if not genuine or manifest.files.keys() != {*file_names(manifest.fingerprint)}:
+    known = file_names(manifest.fingerprint) if genuine else ()
+    if not set(known[:2]) <= manifest.files.keys() <= set(known) or not genuine:
         came = f"step {manifest.step}, {manifest.fingerprint}, and the files {sorted(manifest.files)}"
         raise VersionFault(f"{where} is not of this version: it tells of {came}", step=step)
     return manifest

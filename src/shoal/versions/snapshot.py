@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,13 +26,15 @@ class Snapshot:
     ``model`` holds the state dict's tensors, those that share memory (tied parameters) once, under their first name.
     ``optimizer`` holds its state's tensors as ``parameter.slot``, such as ``fc.weight.exp_avg``, and a group's own as
     ``groups.0.lr``. ``meta`` is JSON: what the caller gave (cursors, fingerprint, random state), and under
-    ``"optimizer"`` the groups' options and the scalars of the state.
+    ``"optimizer"`` the groups' options and the scalars of the state. ``strategy`` holds what a strategy and its codec
+    remember, by names of their own.
     """
 
     step: int
     model: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
     meta: Mapping[str, Any]
+    strategy: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def capture(model: nn.Module, optimizer: Optimizer, step: int, meta: Mapping[str, Any]) -> Snapshot:
@@ -47,15 +49,19 @@ def capture(model: nn.Module, optimizer: Optimizer, step: int, meta: Mapping[str
     return Snapshot(step, copies[0], copies[1], {**meta, _OPTIMIZER: state.scalars})
 
 
-def fingerprint(model: nn.Module, optimizer: Optimizer, extra: bytes = b"") -> str:
-    """16 hex digits (XXH3, 64 bits) of all that ``capture`` would take, and of ``extra``.
+def fingerprint(
+    model: nn.Module, optimizer: Optimizer | None, extra: bytes = b"", strategy: Mapping[str, Tensor] | None = None
+) -> str:
+    """16 hex digits (XXH3, 64 bits) of all that ``capture`` would take, and of ``extra`` and ``strategy``.
+
+    Without an optimizer, of the model: where each worker's optimizer has a state of its own.
 
     Equal for equal names, dtypes, shapes, bits and options, whatever the memory layout or the order in which the
     optimizer made its state. One pass over the state, at the memory's speed; contiguous CPU tensors are not copied.
     """
-    state = _State.of(model, optimizer)
+    state = _State.of(model, optimizer) if optimizer is not None else _State(_model_tensors(model)[0], {}, {})
     digest = xxhash.xxh3_64()
-    for part in (state.model, state.optimizer):
+    for part in (state.model, state.optimizer, strategy or {}):
         for name, tensor in part.items():
             digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
             if tensor.numel():

@@ -30,7 +30,7 @@ class Refused:
 
 
 class Versions:
-    """The versions in ``store``, under ``versions/{step:010d}/``: two safetensors files, then ``manifest.json``.
+    """The versions in ``store``, under ``versions/{step:010d}/``: safetensors files, then ``manifest.json``.
 
     The manifest is created last, and only if nobody has: a version without one does not exist, so a writer killed at
     any instruction leaves the versions before it as they were, and no step ever has two. The files bear the
@@ -72,8 +72,8 @@ class Versions:
     def _add(self, snapshot: Snapshot, fingerprint: str) -> Manifest:
         from shoal.versions.tensor_file import to_parts
 
-        tensors = (snapshot.model, snapshot.optimizer)
-        parts = {file: to_parts(t) for file, t in zip(file_names(fingerprint), tensors, strict=True)}
+        tensors = (snapshot.model, snapshot.optimizer, *([snapshot.strategy] if snapshot.strategy else []))
+        parts = {file: to_parts(t) for file, t in zip(file_names(fingerprint), tensors, strict=False)}
         now = datetime.fromtimestamp(self._clock.wall_s(), UTC)
         manifest = Manifest(
             step=snapshot.step,
@@ -195,11 +195,11 @@ class Versions:
         from shoal.versions.tensor_file import from_bytes
 
         manifest = self.manifest(step)
-        model, optimizer = (
-            from_bytes(self._checked(manifest, file), self._where(_name(step, file)))
+        model, optimizer, strategy = (
+            from_bytes(self._checked(manifest, file), self._where(_name(step, file))) if file in manifest.files else {}
             for file in file_names(manifest.fingerprint)
         )
-        return Snapshot(step, model, optimizer, manifest.meta)
+        return Snapshot(step, model, optimizer, manifest.meta, strategy)
 
     def _checked(self, manifest: Manifest, file: str) -> Bytes:
         name = _name(manifest.step, file)
