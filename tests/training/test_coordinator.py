@@ -26,19 +26,36 @@ RECORD = {
 }  # fmt: skip
 
 
+class Hands(SystemClock):
+    """A clock that stands still until it is turned."""
+
+    now_s = 0.0
+
+    def monotonic_s(self) -> float:
+        return self.now_s
+
+
 class Wire:
-    """A listener on which ``said`` comes one by one; then an ``end`` that stops the coordinator. Keeps what is sent."""
+    """A listener on which ``said`` comes one by one; then an ``end`` that stops the coordinator. Keeps what is sent.
+
+    A number among what is said is a silence of so many seconds.
+    """
 
     num_refused = 0
 
-    def __init__(self, *said: tuple[str, Any]) -> None:
+    def __init__(self, *said: tuple[str, Any] | float) -> None:
         self.said = deque(said)
         self.sent: list[tuple[str, Any]] = []
+        self.clock = Hands()
 
     def receive(self, timeout_s: float) -> tuple[list[Inbound[Any]], list[str]]:
         if not self.said:
             raise EOFError
-        return [Inbound(*self.said.popleft())], []
+        heard = self.said.popleft()
+        if isinstance(heard, float):
+            self.clock.now_s += heard
+            return [], []
+        return [Inbound(*heard)], []
 
     def send(self, peer: str, message: Any) -> None:
         self.sent.append((peer, message))
@@ -65,9 +82,10 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def coordinate(store: Store, tmp_path: Path):
-    def coordinator(wire: Wire) -> Coordinator:
+    def coordinator(wire: Wire, **job: Any) -> Coordinator:
         log = EventLog(tmp_path / "events.jsonl")
-        return Coordinator(wire, Generations(store), log, RECORD, SystemClock())  # type: ignore[arg-type]
+        record = {**RECORD, "job": {**RECORD["job"], **job}}
+        return Coordinator(wire, Generations(store), log, record, wire.clock)  # type: ignore[arg-type]
 
     return coordinator
 
@@ -127,3 +145,78 @@ def test_who_was_let_go_hears_so_again_and_is_not_expelled(store, coordinate, tm
     assert {dismissed.expelled for dismissed in wire.to("w0", msg.Dismissed)} == {False}
     kinds = [event["kind"] for event in read_events(tmp_path / "events.jsonl")[0]]
     assert kinds.count("dismissed") == 1
+
+
+# Where the time goes, and lanes that move because of it
+
+
+BALANCE = {"kind": "Balance", "enabled": True, "least_gain": 0.1, "settle_s": 1.5}
+WIDE = {"num_lanes": 64, "balance": BALANCE}
+
+
+def beat(name: str, step: int, generation: int = 1, **figures: float) -> tuple[str, msg.Beat]:
+    """A heartbeat with what a step costs."""
+    told = {"samples": 32.0, "compute_s": 0.1, "step_s": 0.4, "sent_bytes": 5e6, **figures}
+    return name, msg.Beat(
+        generation=generation, step=step, stable_step=step, phase="compute", phase_s=0.0, figures=told
+    )
+
+
+def trained(steps: range, **slow: float) -> list[tuple[str, Any] | float]:
+    """Two workers that tell of so many steps, half a second each."""
+    start = [hello("w0"), ("driver", msg.Scale(target=2)), hello("w1"), *(report(w) for w in ("w0", "w1"))]
+    beats = [said for step in steps for said in (0.5, beat("w0", step, 2), beat("w1", step, 2, **slow))]
+    return [*start, ("w1", msg.Caught(generation=2, step=0)), ("w0", msg.Taken(generation=2, number=1, step=0)), *beats]
+
+
+def report(name: str) -> tuple[str, msg.Report]:
+    standing = Standing(0, "f") if name == "w0" else NOTHING
+    return name, msg.Report(generation=1, standing=standing)
+
+
+def events(path: Path, kind: str) -> list[dict[str, Any]]:
+    return [event for event in read_events(path / "events.jsonl")[0] if event["kind"] == kind]
+
+
+def test_lanes_of_a_worker_that_computes_slowly_go_to_the_other(coordinate, tmp_path):
+    wire = Wire(*trained(range(1, 6), compute_s=0.3))
+    all_heard(coordinate(wire, **WIDE))
+    healed, balanced = events(tmp_path, "deal")
+    assert (healed["reason"], healed["lanes"]) == ("healed", {"w0": 32, "w1": 32})
+    assert (balanced["reason"], balanced["lanes"]) == ("balance", {"w0": 48, "w1": 16})
+    assert len(wire.to("w0", msg.Deal)[-1].lanes["w1"]) == 16
+
+
+@pytest.mark.parametrize("balance", [{**BALANCE, "enabled": False}, None])
+def test_no_lanes_move_when_that_is_turned_off_or_the_record_is_older_than_that(coordinate, tmp_path, balance):
+    all_heard(coordinate(Wire(*trained(range(1, 30), compute_s=0.3)), num_lanes=64, balance=balance))
+    assert [deal["reason"] for deal in events(tmp_path, "deal")] == ["healed"]
+
+
+def test_figures_that_do_not_change_are_no_new_measure(coordinate, tmp_path):
+    all_heard(coordinate(Wire(*trained(range(1, 3), compute_s=0.3), *[0.5] * 60), **WIDE))
+    assert [deal["reason"] for deal in events(tmp_path, "deal")] == ["healed"]
+
+
+def test_a_run_that_is_to_stop_is_not_dealt_anew(coordinate, tmp_path):
+    said = trained(range(1, 10), compute_s=0.3)
+    all_heard(coordinate(Wire(*said[:7], ("driver", msg.Stop(reason="enough")), *said[7:]), **WIDE))
+    assert "balance" not in [deal["reason"] for deal in events(tmp_path, "deal")]
+
+
+def test_where_the_time_goes_is_told_every_five_seconds_and_at_the_end(coordinate, tmp_path):
+    strategy = {"kind": "AllReduce", "codec": {"kind": "Int8"}}
+    failed = ("w0", msg.Failed(kind="Bug", reason="enough"))
+    coordinate(Wire(*trained(range(1, 25)), failed), **WIDE, strategy=strategy).serve()
+    told = events(tmp_path, "timing")
+    assert [event["step"] for event in told] == [10, 20, 24]
+    assert {(event["strategy"], event["codec"]) for event in told} == {("AllReduce", "Int8")}
+    own = {"lanes": 32, "compute_s": 0.1, "step_s": 0.4, "sent_bytes": 5e6}
+    assert told[0]["workers"] == {"w0": own, "w1": own}
+
+
+def test_a_status_tells_each_workers_lanes_and_where_its_time_goes(coordinate):
+    coordinator = coordinate(Wire(*trained(range(1, 3))), **WIDE)
+    all_heard(coordinator)
+    worker = coordinator.status()["workers"][1]
+    assert (worker["name"], worker["lanes"], worker["compute_s"], worker["sent_bytes"]) == ("w1", 32, 0.1, 5e6)

@@ -124,6 +124,45 @@ def brief(status: dict[str, Any]) -> str:
     return f"{status['step']}/{status['total_steps']}{speed} {len(workers)} workers gen {status['generation']}"
 
 
+def table(status: dict[str, Any]) -> list[str]:
+    """A line a worker: its lanes and where its steps' time goes, as far as that is known. Within 80 columns."""
+    rows = [["worker", "host:pid", "lanes"]]
+    rows += [[w["name"], f"{w['host']}:{w['pid']}", str(w["lanes"])] for w in status["workers"]]
+    timed = any("compute_s" in worker for worker in status["workers"])
+    if timed:
+        rows[0] += [*_COLUMNS.values(), "sent"]
+        for row, worker in zip(rows[1:], status["workers"], strict=True):
+            row += [_milliseconds(worker.get(name)) for name in _COLUMNS]
+            row.append(_bytes(worker.get("sent_bytes")))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, place, *cells in rows:
+        right = " ".join(cell.rjust(width) for cell, width in zip(cells, widths[2:], strict=True))
+        lines.append(f"  {name.ljust(widths[0])} {place.ljust(widths[1])} {right}")
+    return [*lines, "  compute to decode: ms a step; sent: bytes a step"] if timed else lines
+
+
+_COLUMNS = {
+    "compute_s": "compute", "encode_s": "encode", "wire_s": "wire", "wait_s": "wait", "decode_s": "decode",
+}  # fmt: skip
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def _milliseconds(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return f"{seconds * 1000:.{1 if seconds < 0.1 else 0}f}"
+
+
+def _bytes(count: float | None) -> str:
+    if count is None:
+        return "-"
+    power = 0
+    while count >= 999.5 and power < len(_UNITS) - 1:
+        count, power = count / 1000, power + 1
+    return f"{count:.3g} {_UNITS[power]}"
+
+
 def story(event: Event) -> str:
     """An event as a sentence, for those that a person wants to read; else nothing."""
     match event:
@@ -134,6 +173,9 @@ def story(event: Event) -> str:
             return f"generation {event['generation']}: {members}, from step {event['base_step']} of {origin}{healing}"
         case {"kind": "lost"}:
             return f"lost {event['worker']}: {event['reason']}"
+        case {"kind": "deal", "reason": "balance"}:
+            lanes = ", ".join(f"{worker} {count}" for worker, count in event["lanes"].items())
+            return f"lanes move to the faster workers: {lanes}"
         case {"kind": "healed"}:
             return f"{event['worker']} has caught up at step {event['step']}"
         case {"kind": "stored"}:

@@ -14,8 +14,10 @@ from shoal.clock import Clock
 from shoal.comm import messages as msg
 from shoal.comm.link import Inbound, Listener
 from shoal.events import Event, EventLog
+from shoal.membership.balance import Hysteresis
 from shoal.membership.detector import Detector
 from shoal.training.generations import Generations
+from shoal.training.timing import Timing, exchange_of
 
 _TICK_S = 0.02
 
@@ -39,14 +41,10 @@ class Coordinator:
         self._record = record
         names = ("silent_s", "disconnected_s", "stuck_s")
         self._detector = Detector(*(self._patience[name] for name in names))
-        rules = m.Rules(
-            num_lanes=record["job"]["num_lanes"],
-            min_workers=record["min_workers"],
-            max_workers=record["max_workers"],
-            total_steps=record["total_steps"],
-        )
+        self._balances, rules = _rules(record)
         stored = generations.newest_stored()
         self._state = replace(m.begin(rules, record["workers"], stored), generation=generations.newest_number())
+        self._timing = Timing()
         self._identities: dict[str, msg.Identity] = {}
         self._figures: dict[str, dict[str, Any]] = {}
         self._drivers: set[str] = set()
@@ -80,6 +78,7 @@ class Coordinator:
             for worker, reason in self._detector.late(now_s).items():
                 self._lose(worker, reason)
             self._check_deadlines(now_s)
+            self._look_at_times(now_s)
         return self._outcome
 
     def note(self, kind: str, **fields: Any) -> None:
@@ -245,6 +244,21 @@ class Coordinator:
             self._deadline = None
             self._apply(m.DeadlinePassed(phase, generation))
 
+    def _look_at_times(self, now_s: float) -> None:
+        """Tell the machine and the log what a step costs the members."""
+        if self._balances and self._stop_by_s is None:
+            measured = self._timing.measured(self._state, self._figures, now_s)
+            if measured is not None:
+                self._apply(measured)
+        self._tell_times(now_s)
+
+    def _tell_times(self, now_s: float, *, last: bool = False) -> None:
+        told, step = self._timing.told(self._state, self._figures, now_s, last=last), self._newest_step()
+        if told:
+            exchange = exchange_of(self._record)
+            self.note("timing", generation=self._state.generation, step=step, strategy=exchange["strategy"],
+                      codec=exchange["codec"], workers=told)  # fmt: skip
+
     def _apply(self, event: m.Event) -> None:
         state, actions = m.step(self._state, event)
         if any(isinstance(action, m.Announce) for action in actions) and self._learn_of_stored():
@@ -272,7 +286,7 @@ class Coordinator:
                     self._send(action.members, pause)
                 case m.Redeal():
                     deal = msg.Deal(generation=action.generation, number=action.number, lanes=action.lanes)
-                    self.note("deal", generation=action.generation, lanes=_counts(action.lanes))
+                    self.note("deal", generation=action.generation, lanes=_counts(action.lanes), reason=action.reason)
                     self._send(action.members, deal)
                 case m.Dismiss():
                     self._dismiss(action)
@@ -324,14 +338,17 @@ class Coordinator:
 
     def _end(self, ended: msg.Ended) -> None:
         if self._outcome is None:
+            self._tell_times(self._clock.monotonic_s(), last=True)
             self.note("ended", outcome=ended.outcome, reason=ended.reason, figures=self._done_figures)
             self._outcome = ended
             self._send((*self._identities, *self._drivers), ended)
 
+    def _newest_step(self) -> int:
+        return max(0, self._state.stored.step, *(int(figures["step"]) for figures in self._figures.values()))
+
     def status(self) -> dict[str, Any]:
         """How the run stands, for people and programs."""
         state = self._state
-        steps = [f["step"] for f in self._figures.values()]
         return {
             "phase": str(state.phase),
             "generation": state.generation,
@@ -343,11 +360,24 @@ class Coordinator:
                  **self._figures.get(w, {})}
                 for w in (*state.members, *sorted(set(state.pool) - set(state.members))) if w in self._identities
             ],
-            "step": max(0, state.stored.step, *steps),
+            "step": self._newest_step(),
             "total_steps": state.rules.total_steps,
             "stored_step": state.stored.step,
             "strangers_refused": self._listener.num_refused,
         }  # fmt: skip
+
+
+def _rules(record: dict[str, Any]) -> tuple[bool, m.Rules]:
+    """Whether lanes move for balance, and what the run asks of its membership. Older records say nothing of balance."""
+    balance: dict[str, Any] = record["job"].get("balance") or {"enabled": False}
+    names = ("least_gain", "settle_s")
+    return balance["enabled"], m.Rules(
+        num_lanes=record["job"]["num_lanes"],
+        min_workers=record["min_workers"],
+        max_workers=record["max_workers"],
+        total_steps=record["total_steps"],
+        hysteresis=Hysteresis(**{name: balance[name] for name in names if name in balance}),
+    )
 
 
 def _counts(lanes: m.Lanes) -> dict[str, int]:
