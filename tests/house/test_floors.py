@@ -14,14 +14,14 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
     frozenset(names.split())
     for names in (
         "errors clock events",
-        "lanes codecs optim metrics",
+        "lanes codecs optim metrics lab",
         "membership",
         "comm tables",
         "strategies sources features versions",
         "job",
         "evaluation planning",
         "training serving",
-        "launch lab",
+        "launch",
         "cli dashboard",
     )
 )
@@ -43,7 +43,7 @@ ONLY_IN = {
 NEVER = {"pickle", "cloudpickle", "dill", "marshal", "shelve"}
 """Nothing executable crosses a wire or a disk."""
 
-WITHOUT_TORCH = {"errors", "clock", "events", "lanes", "membership"}
+WITHOUT_TORCH = {"errors", "clock", "events", "lanes", "membership", "lab"}
 PURE = {"lanes", "membership"}
 OUTSIDE_WORLD = {"asyncio", "os", "pathlib", "random", "socket", "subprocess", "sys", "threading", "time"}
 
