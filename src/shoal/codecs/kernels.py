@@ -27,6 +27,9 @@ Array = NDArray[Any]
 MAGNITUDE = i32(0x7FFFFFFF)
 TINY = f32(2.0**-119)
 NAN = f32(np.nan)
+CHUNK = 1 << 14
+"""Entries that a pass over a vector leaves in the cache for the next pass."""
+
 M1, M2 = u32(MULTIPLIER_1), u32(MULTIPLIER_2)
 
 
@@ -47,55 +50,76 @@ def _mix(x: u32) -> u32:
 
 
 @kernel
-def _uniform(i: int, low: u32, high: u32) -> f32:
-    return f32(_mix(u32(_mix(u32(u32(i) + low)) + high)) >> u32(8)) * f32(2.0**-24)
+def _uniform(counter: int, key: tuple[u32, u32]) -> f32:
+    return f32(_mix(u32(_mix(u32(u32(counter) + key[0])) + key[1])) >> u32(8)) * f32(2.0**-24)
 
 
 @kernel
-def _absmax_bits(bits: Array) -> i32:
-    """As integers, magnitudes are ordered as the floats are, with infinity and NaN at the top."""
-    top = i32(0)
-    for v in bits:
-        top = max(top, i32(v & MAGNITUDE))
-    return top
+def _tops(bits: Array, block: int, tops: Array) -> None:
+    """Each block's greatest magnitude. As integers they are ordered as the floats are, infinity and NaN at the top."""
+    for b in range(tops.size):
+        top = i32(0)
+        for i in range(b * block, min((b + 1) * block, bits.size)):
+            top = max(top, i32(bits[i] & MAGNITUDE))
+        tops[b] = top
 
 
 @kernel
-def _factors(bits: Array, scale: Array, most: f32) -> tuple[f32, f32]:
-    """A block's scale, and what its entries are multiplied with; the latter is 0 where all codes are to be 0.
-
-    ``scale`` (1,) is where the scale will be, and until then lends its place.
-    """
-    scale.view(i32)[0] = _absmax_bits(bits)
-    top = scale[0]
+def _factor(scales: Array, b: int, most: f32) -> f32:
+    """Turn a greatest magnitude into a scale. What entries are multiplied with: 0 if all codes are to be 0."""
+    top = scales[b]
+    scales[b] = top / most
     if not top < f32(np.inf):
-        return NAN, f32(0)
+        scales[b] = NAN
+        return f32(0)
     if top < TINY:
-        return f32(0), f32(0)
-    return top / most, most / top
+        scales[b] = f32(0)
+        return f32(0)
+    factor: f32 = most / top
+    return factor
 
 
 @kernel
-def _quantize_randomly(x: f32, factor: f32, most: f32, u: f32) -> f32:
-    return min(max(np.floor(x * factor + u), -most), most)
+def _randomly(scaled: f32, most: f32, u: f32) -> f32:
+    return min(max(np.floor(scaled + u), -most), most)
 
 
 @kernel
 def int8_encode(vector: Array, scales: Array, codes: Array, block: int, words: tuple[int, int] | None) -> None:
-    bits, signed = vector.view(i32), codes.view(i8)
+    blocks = max(1, CHUNK // block)
+    for first in range(0, scales.size, blocks):
+        start, end = first * block, (first + blocks) * block
+        x, s, q = vector[start:end], scales[first : first + blocks], codes[start:end].view(i8)
+        _tops(x.view(i32), block, s.view(i32))
+        if words is None:
+            _int8_nearest(x, s, q, block)
+        else:
+            _int8_randomly(x, s, q, start, block, words)
+
+
+@kernel
+def _int8_nearest(vector: Array, scales: Array, codes: Array, block: int) -> None:
     for b in range(scales.size):
-        start = b * block
-        x, q = vector[start : start + block], signed[start : start + block]
-        scales[b], factor = _factors(bits[start : start + block], scales[b : b + 1], f32(127))
+        factor = _factor(scales, b, f32(127))
+        x, q = vector[b * block : (b + 1) * block], codes[b * block : (b + 1) * block]
         if factor == f32(0):
             q[:] = i8(0)
-        elif words is None:
-            for i in range(x.size):
-                q[i] = i8(np.rint(x[i] * factor))
         else:
-            low, high = u32(words[0]), u32(words[1])
-            for i in range(x.size):
-                q[i] = i8(_quantize_randomly(x[i], factor, f32(127), _uniform(start + i, low, high)))
+            for i in range(q.size):
+                q[i] = i8(np.rint(x[i] * factor))
+
+
+@kernel
+def _int8_randomly(vector: Array, scales: Array, codes: Array, start: int, block: int, words: tuple[int, int]) -> None:
+    key, most = (u32(words[0]), u32(words[1])), f32(127)
+    for b in range(scales.size):
+        factor = _factor(scales, b, most)
+        x, q = vector[b * block : (b + 1) * block], codes[b * block : (b + 1) * block]
+        if factor == f32(0):
+            q[:] = i8(0)
+        else:
+            for i in range(q.size):
+                q[i] = i8(_randomly(x[i] * factor, most, _uniform(start + b * block + i, key)))
 
 
 @kernel
@@ -114,28 +138,48 @@ def int8_decode(scales: Array, codes: Array, block: int, out: Array, add: bool) 
 
 @kernel
 def int4_encode(vector: Array, scales: Array, codes: Array, block: int, words: tuple[int, int] | None) -> None:
-    bits = vector.view(i32)
+    blocks = max(1, CHUNK // block)
+    for first in range(0, scales.size, blocks):
+        start, end = first * block, (first + blocks) * block
+        x, s, q = vector[start:end], scales[first : first + blocks], codes[start // 2 : end // 2]
+        _tops(x.view(i32), block, s.view(i32))
+        if words is None:
+            _int4_nearest(x, s, q, block)
+        else:
+            _int4_randomly(x, s, q, start, block, words)
+
+
+@kernel
+def _int4_nearest(vector: Array, scales: Array, codes: Array, block: int) -> None:
+    """Both halves of a byte at once: 8 + low + 16 (8 + high), exact as float32."""
     for b in range(scales.size):
-        start = b * block
-        x, q = vector[start : start + block], codes[start // 2 : (start + block) // 2]
-        half = q.size
-        scales[b], factor = _factors(bits[start : start + block], scales[b : b + 1], f32(7))
+        factor = _factor(scales, b, f32(7))
+        x, q = vector[b * block : (b + 1) * block], codes[b * block // 2 : (b + 1) * block // 2]
+        low, high = x[: q.size], x[q.size :]
         if factor == f32(0):
             q[:] = u8(0x88)
-        elif words is None:
-            for i in range(half):
-                q[i] = u8(i8(np.rint(x[i] * factor)) + i8(8))
-            for i in range(x.size - half):
-                q[i] |= u8((i8(np.rint(x[half + i] * factor)) + i8(8)) << 4)
-        else:
-            low, high = u32(words[0]), u32(words[1])
-            for i in range(half):
-                q[i] = u8(i8(_quantize_randomly(x[i], factor, f32(7), _uniform(start + i, low, high))) + i8(8))
-            for i in range(x.size - half):
-                u = _uniform(start + half + i, low, high)
-                q[i] |= u8((i8(_quantize_randomly(x[half + i], factor, f32(7), u)) + i8(8)) << 4)
-        if x.size < 2 * half and factor != f32(0):
-            q[half - 1] |= u8(0x80)
+            continue
+        for i in range(high.size):
+            q[i] = u8(np.rint(low[i] * factor) + f32(16) * np.rint(high[i] * factor) + f32(136))
+        for i in range(high.size, q.size):
+            q[i] = u8(np.rint(low[i] * factor) + f32(136))
+
+
+@kernel
+def _int4_randomly(vector: Array, scales: Array, codes: Array, start: int, block: int, words: tuple[int, int]) -> None:
+    key, most = (u32(words[0]), u32(words[1])), f32(7)
+    for b in range(scales.size):
+        factor = _factor(scales, b, most)
+        x, q = vector[b * block : (b + 1) * block], codes[b * block // 2 : (b + 1) * block // 2]
+        low, high, at = x[: q.size], x[q.size :], start + b * block
+        if factor == f32(0):
+            q[:] = u8(0x88)
+            continue
+        for i in range(q.size):
+            q[i] = u8(_randomly(low[i] * factor, most, _uniform(at + i, key)) + f32(136))
+        for i in range(high.size):
+            u = _uniform(at + q.size + i, key)
+            q[i] = u8(f32(q[i]) + f32(16) * _randomly(high[i] * factor, most, u))
 
 
 @kernel
@@ -208,27 +252,37 @@ def one_bit_decode(scales: Array, codes: Array, block: int, out: Array, add: boo
 @kernel
 def top_k(vector: Array, values: Array, indices: Array) -> None:
     """By counting: the upper 16 bits of the magnitudes, then the lower 15 of those that share the k-th one's upper."""
-    bits, need = vector.view(i32), values.size
-    upper, lower = np.zeros(1 << 16, i32), np.zeros(1 << 15, i32)
+    bits = vector.view(i32)
+    counts = np.zeros(1 << 16, i32)
     for v in bits:
-        upper[(v & MAGNITUDE) >> 15] += 1
-    high = upper.size - 1
-    while upper[high] < need:
-        need -= upper[high]
-        high -= 1
-    for v in bits:
-        if (v & MAGNITUDE) >> 15 == high:
-            lower[v & 0x7FFF] += 1
-    low = lower.size - 1
-    while lower[low] < need:
-        need -= lower[low]
-        low -= 1
-    threshold = (high << 15) | low
+        counts[(v & MAGNITUDE) >> 15] += 1
+    high, above = _level(counts, values.size)
+    candidates = np.empty(above + counts[high], i32)
     at = 0
     for i in range(bits.size):
+        if (bits[i] & MAGNITUDE) >> 15 >= high:
+            candidates[at] = i
+            at += 1
+    counts[:] = 0
+    for i in candidates:
+        if (bits[i] & MAGNITUDE) >> 15 == high:
+            counts[bits[i] & 0x7FFF] += 1
+    low, closer = _level(counts, values.size - above)
+    threshold, ties, at = (high << 15) | low, values.size - above - closer, 0
+    for i in candidates:
         magnitude = bits[i] & MAGNITUDE
-        if magnitude > threshold or (magnitude == threshold and need > 0):
+        if magnitude > threshold or (magnitude == threshold and ties > 0):
             values[at], indices[at] = vector[i], i
             at += 1
             if magnitude == threshold:
-                need -= 1
+                ties -= 1
+
+
+@kernel
+def _level(counts: Array, need: int) -> tuple[int, int]:
+    """The level at which ``need`` are counted from the top, and how many are above it."""
+    level, above = counts.size - 1, 0
+    while above + counts[level] < need:
+        above += counts[level]
+        level -= 1
+    return level, above
