@@ -24,19 +24,18 @@ class Host:
     def compute_s(self, num_lanes: int) -> float:
         return self.fixed_s + num_lanes * self.lane_s
 
-    def finish_s(self, num_lanes: int) -> float:
-        return self.compute_s(num_lanes) + self.link_s
-
 
 @dataclass
 class Hosts:
     """Hosts that are measured twice a second, and whose lanes go where ``consider`` says.
 
+    ``exchanges_together``: no one's exchange ends before that over the slowest link does.
     ``memory`` is how much of a figure is left after each measure: workers tell averages over about a second.
     """
 
     by_name: dict[str, Host]
     num_lanes: int = 64
+    exchanges_together: bool = False
     noise: float = 0.0
     memory: float = 0.6
     random: Random = field(default_factory=lambda: Random(0))
@@ -52,12 +51,11 @@ class Hosts:
         self.now_s += EVERY_S
         for name, host in self.by_name.items():
             share, factor = self.shares[name], 1 + self.random.uniform(-self.noise, self.noise)
-            new = Cost(host.compute_s(share) * factor, 2 * share, host.link_s * factor)
+            new = Cost(host.compute_s(share) * factor, 2 * share, host.link_s * factor, self.step_s)
             self.averages[name] = mixed(self.averages.get(name, new), new, self.memory)
         self.balance, is_due = consider(self.balance, self.averages, self.now_s, self.shares, USUAL)
         if is_due:
             self.shares = share_out(self.balance.paces, self.shares, self.num_lanes, self.balance.least_lanes)
-            self.balance = self.balance.among(self.by_name)
             self.moved_at_s.append(self.now_s)
 
     def run(self, duration_s: float) -> Hosts:
@@ -67,11 +65,15 @@ class Hosts:
 
     @property
     def step_s(self) -> float:
-        return max(host.finish_s(self.shares[name]) for name, host in self.by_name.items())
+        slowest_s = max(host.link_s for host in self.by_name.values())
+        return max(
+            host.compute_s(self.shares[name]) + (slowest_s if self.exchanges_together else host.link_s)
+            for name, host in self.by_name.items()
+        )
 
     @property
     def best_s(self) -> float:
-        """The shortest step that whole lanes allow."""
+        """The shortest step that whole lanes allow, if links count."""
         paces = {name: Pace(host.lane_s, host.fixed_s + host.link_s) for name, host in self.by_name.items()}
         best = share_out(paces, {}, self.num_lanes)
         return max(paces[name].finish_s(share) for name, share in best.items())
@@ -171,6 +173,20 @@ def test_between_two_workers_lanes_move_by_their_speeds():
 def test_a_host_behind_a_slow_link_computes_less():
     hosts = Hosts(alike(4, w3=Host(link_s=10.0))).run(5)
     assert hosts.shares["w3"] in (8, 9) and hosts.step_s <= 1.05 * hosts.best_s
+
+
+def test_lanes_that_moved_for_a_slow_link_come_back_if_all_wait_for_it_alike():
+    hosts = Hosts(alike(4, w3=Host(link_s=40.0)), exchanges_together=True).run(2)
+    assert hosts.shares["w3"] == 1
+    hosts.run(8)
+    assert not hosts.balance.counts_links and hosts.shares["w3"] == 16 and hosts.step_s == 56
+    assert len(hosts.run(60).moved_at_s) == 2
+
+
+def test_a_slow_host_is_relieved_still_when_links_no_longer_count():
+    hosts = Hosts(alike(4, w3=Host(link_s=40.0)), exchanges_together=True).run(20)
+    hosts.by_name["w1"] = Host(3.0)
+    assert hosts.run(8).shares["w1"] in (6, 7) and hosts.shares["w3"] >= 19
 
 
 def test_a_link_that_is_slow_for_all_moves_nothing():

@@ -156,7 +156,7 @@ WIDE = {"num_lanes": 64, "balance": BALANCE}
 
 def beat(name: str, step: int, generation: int = 1, **figures: float) -> tuple[str, msg.Beat]:
     """A heartbeat with what a step costs."""
-    told = {"samples": 32.0, "compute_s": 0.1, "step_s": 0.4, "sent_bytes": 5e6, **figures}
+    told = {"samples": 32.0, "compute_s": 0.1, "step_s": 0.4 + step / 1e6, "sent_bytes": 5e6, **figures}
     return name, msg.Beat(
         generation=generation, step=step, stable_step=step, phase="compute", phase_s=0.0, figures=told
     )
@@ -193,8 +193,13 @@ def test_no_lanes_move_when_that_is_turned_off_or_the_record_is_older_than_that(
     assert [deal["reason"] for deal in events(tmp_path, "deal")] == ["healed"]
 
 
-def test_figures_that_do_not_change_are_no_new_measure(coordinate, tmp_path):
+def test_heartbeats_between_two_commits_are_no_new_measure(coordinate, tmp_path):
     all_heard(coordinate(Wire(*trained(range(1, 3), compute_s=0.3), *[0.5] * 60), **WIDE))
+    assert [deal["reason"] for deal in events(tmp_path, "deal")] == ["healed"]
+
+
+def test_commits_without_new_figures_are_no_new_measure(coordinate, tmp_path):
+    all_heard(coordinate(Wire(*trained(range(1, 30), compute_s=0.3, step_s=0.4)), **WIDE))
     assert [deal["reason"] for deal in events(tmp_path, "deal")] == ["healed"]
 
 
@@ -211,7 +216,7 @@ def test_where_the_time_goes_is_told_every_five_seconds_and_at_the_end(coordinat
     told = events(tmp_path, "timing")
     assert [event["step"] for event in told] == [10, 20, 24]
     assert {(event["strategy"], event["codec"]) for event in told} == {("AllReduce", "Int8")}
-    own = {"lanes": 32, "compute_s": 0.1, "step_s": 0.4, "sent_bytes": 5e6}
+    own = {"lanes": 32, "compute_s": 0.1, "step_s": 0.4 + 10 / 1e6, "sent_bytes": 5e6}
     assert told[0]["workers"] == {"w0": own, "w1": own}
 
 

@@ -8,14 +8,15 @@ for a while: see ``consider``.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil, isfinite
+from math import ceil, inf, isfinite
 from statistics import fmean, harmonic_mean, median
 
 _WINDOW = 5
 _LEAST_MEASURES = 3
 _LONG_WAIT = 1 / 3
+_LEAST_KEPT = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,14 @@ Paces = Mapping[str, Pace]
 
 
 @dataclass(frozen=True)
+class Measure:
+    """Every worker's pace at some time, and how long the whole step took; 0 if that is not known."""
+
+    paces: Paces
+    step_s: float
+
+
+@dataclass(frozen=True)
 class Hysteresis:
     """``least_gain``: the part of a step that a move must save. ``settle_s``: how long twice as much must be there."""
 
@@ -60,18 +69,21 @@ class Balance:
     """What is known of the workers. Deals go by ``paces``, which change only when lanes are to move.
 
     ``recent``: measures under the present deal, oldest first. ``evidence_s``: seconds of a step's time that the present
-    deal has wasted beyond what is put up with.
+    deal has wasted beyond what is put up with. ``counts_links``: whether a slow link has not yet been seen to cost all
+    members the same. ``in_doubt_above_s``: it has, if the first steps after a move take longer than this.
     """
 
     paces: Paces = field(default_factory=dict)
     least_lanes: int = 1
-    recent: tuple[Paces, ...] = ()
+    counts_links: bool = True
+    in_doubt_above_s: float = inf
+    recent: tuple[Measure, ...] = ()
     measured_at_s: float = 0.0
     evidence_s: float = 0.0
 
     def among(self, workers: Iterable[str]) -> Balance:
         """Under another deal, with these workers: measures of the old one say nothing, paces hold until found wrong."""
-        return Balance({w: self.paces[w] for w in workers if w in self.paces}, self.least_lanes)
+        return Balance({w: self.paces[w] for w in workers if w in self.paces}, self.least_lanes, self.counts_links)
 
 
 def consider(
@@ -87,28 +99,45 @@ def consider(
     What every step costs whatever its samples counts here as a cost of lanes. So a worker with few of them looks
     slower than it is, and too little is moved, never too much: each move brings it nearer. While one waits for more
     than a third of every step, any gain therefore adds up.
+
+    Whether a slow link can be made up for by fewer lanes depends on the strategy: where every member's exchange waits
+    for it, it cannot. So a move must bring a third of what it promised. If it does not, links no longer count.
     """
-    num_lanes = sum(shares.values())
-    paces = _paces(costs, num_lanes)
-    if not paces:
+    num_lanes, least_lanes = sum(shares.values()), _least_lanes(costs, sum(shares.values()))
+    measure = Measure(_paces(costs, num_lanes), median(cost.step_s for cost in costs.values()))
+    if not measure.paces:
         return balance, False
     elapsed_s = min(at_s - balance.measured_at_s, hysteresis.settle_s / _LEAST_MEASURES) if balance.recent else 0.0
-    recent = (*balance.recent, paces)[-_WINDOW:]
-    balance = replace(balance, recent=recent, measured_at_s=at_s)
-    if len(recent) < _LEAST_MEASURES:
+    balance = replace(balance, recent=(*balance.recent, measure)[-_WINDOW:], measured_at_s=at_s)
+    if len(balance.recent) < _LEAST_MEASURES:
         return balance, False
-    paces = {w: Pace(median(m[w].lane_s for m in recent), median(m[w].link_s for m in recent)) for w in shares}
-    least_lanes = _least_lanes(costs, num_lanes)
+    step_s = median(measure.step_s for measure in balance.recent)
+    is_in_doubt = balance.counts_links and step_s > balance.in_doubt_above_s
+    counts_links = balance.counts_links and not is_in_doubt
+    paces = _medians([measure.paces for measure in balance.recent], counts_links=counts_links)
     best = share_out(paces, shares, num_lanes, least_lanes)
-    present_s, best_s = ([paces[w].finish_s(n) for w, n in given.items()] for given in (shares, best))
-    step_s = max(*present_s, median(cost.step_s for cost in costs.values()))
-    gain = (max(present_s) - max(best_s)) / step_s
-    waits_long = max(present_s) - min(present_s) > _LONG_WAIT * step_s
+    if is_in_doubt:
+        return Balance(paces, least_lanes, counts_links=False), best != shares
+    gain, waits_long = _gain(paces, shares, best, step_s)
     needed = 0.0 if waits_long else hysteresis.least_gain
     evidence_s = max(0.0, balance.evidence_s + (gain - needed) * max(0.0, elapsed_s))
     if evidence_s < hysteresis.least_gain * hysteresis.settle_s:
-        return replace(balance, evidence_s=evidence_s), False
-    return Balance(paces, least_lanes), True
+        return replace(balance, evidence_s=evidence_s, in_doubt_above_s=inf), False
+    return Balance(paces, least_lanes, counts_links, step_s * (1 - gain * _LEAST_KEPT) if step_s else inf), True
+
+
+def _medians(measures: Sequence[Paces], *, counts_links: bool) -> dict[str, Pace]:
+    return {
+        w: Pace(median(m[w].lane_s for m in measures), median(m[w].link_s for m in measures) if counts_links else 0.0)
+        for w in measures[-1]
+    }
+
+
+def _gain(paces: Paces, shares: Mapping[str, int], best: Mapping[str, int], whole_s: float) -> tuple[float, bool]:
+    """What part of a step the best shares would save, and whether someone waits for much of it."""
+    present_s, best_s = ([paces[w].finish_s(n) for w, n in given.items()] for given in (shares, best))
+    step_s = max(*present_s, whole_s)
+    return (max(present_s) - max(best_s)) / step_s, max(present_s) - min(present_s) > _LONG_WAIT * step_s
 
 
 def share_out(paces: Paces, held: Mapping[str, int], num_lanes: int, least_lanes: int = 1) -> dict[str, int]:

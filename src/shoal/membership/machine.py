@@ -407,7 +407,7 @@ def _redeal(state: State, reason: Literal["healed", "balance"]) -> Result:
         deal_number=state.deal_number + 1,
         deal_in_flight=True,
         deal_wanted=False,
-        balance=state.balance.among(state.members),
+        balance=state.balance if reason == "balance" else state.balance.among(state.members),
     )
     return state, [Redeal(state.generation, state.deal_number, state.members, lanes, reason)]
 

@@ -23,25 +23,26 @@ Figures = Mapping[str, Mapping[str, Any]]
 class Timing:
     """Remembers what has been measured and told, so that no step counts twice.
 
-    ``measured``: at most every half second, and only if every member has committed another step in this generation.
-    ``told``: at most every 5 s, by worker its lanes and the parts of a step as far as they are known.
+    ``measured``: at most every half second, and only once every member has committed another step in this generation
+    and tells other figures than it did at the last measure. ``told``: at most every 5 s, by worker its lanes and the
+    parts of a step as far as they are known.
     """
 
     def __init__(self) -> None:
         self._measured_at_s = self._told_at_s = float("-inf")
         self._measured = self._told = (0, 0)
+        self._costs: Mapping[str, Cost] = {}
 
     def measured(self, state: State, figures: Figures, now_s: float) -> Measured | None:
         """What a step costs each member, for the membership machine."""
         reached = _reached(state, figures)
         if now_s - self._measured_at_s < _MEASURE_EVERY_S or reached is None or reached <= self._measured:
             return None
-        costs = {member: _cost(figures[member]) for member in state.members}
-        known = {member: cost for member, cost in costs.items() if cost is not None}
-        if len(known) < len(costs):
+        costs = {member: cost for member in state.members if (cost := _cost(figures[member])) is not None}
+        if len(costs) < len(state.members) or any(self._costs.get(member) == cost for member, cost in costs.items()):
             return None
-        self._measured_at_s, self._measured = now_s, reached
-        return Measured(state.generation, now_s, known)
+        self._measured_at_s, self._measured, self._costs = now_s, reached, costs
+        return Measured(state.generation, now_s, costs)
 
     def told(self, state: State, figures: Figures, now_s: float, *, last: bool = False) -> dict[str, dict[str, float]]:
         """What the log is to say of each member; empty if it is too early or there is nothing new. ``last``: now."""
