@@ -220,6 +220,13 @@ def test_where_the_time_goes_is_told_every_five_seconds_and_at_the_end(coordinat
     assert told[0]["workers"] == {"w0": own, "w1": own}
 
 
+def test_of_a_run_too_short_for_that_it_is_told_at_the_end(coordinate, tmp_path):
+    done = msg.Done(generation=2, standing=Standing(100, "f"), stored=True)
+    wire = Wire(*trained(range(1, 4)), ("w0", done), ("w1", done))
+    assert coordinate(wire, **WIDE).serve().outcome == "done"
+    assert [event["step"] for event in events(tmp_path, "timing")] == [100]
+
+
 def test_a_status_tells_each_workers_lanes_and_where_its_time_goes(coordinate):
     coordinator = coordinate(Wire(*trained(range(1, 3))), **WIDE)
     all_heard(coordinator)

@@ -75,7 +75,7 @@ def exchange_of(record: Mapping[str, Any]) -> dict[str, str]:
 
 def _reached(state: State, figures: Figures) -> tuple[int, int] | None:
     """The generation and step that all members have committed; None while one of them has not committed any in it."""
-    if state.phase is not Phase.RUNNING or state.world is None:
+    if state.phase not in (Phase.RUNNING, Phase.ENDED) or state.world is None:
         return None
     own = [figures.get(member, {}) for member in state.members]
     if any(f.get("generation") != state.generation or f["step"] <= state.world.base.step for f in own):
