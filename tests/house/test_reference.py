@@ -65,8 +65,15 @@ def test_every_command_that_a_page_shows_can_be_typed() -> None:
     shown = list(commands())
     assert shown
     for verb, *words in shown:
-        known = {flag for parameter in shoal.commands[verb].params for flag in parameter.opts}
-        assert not [word for word in words if word.startswith("--") and word not in known], (verb, words)
+        own = words[: words.index("--")] if "--" in words else words  # the rest is another command's
+        assert not [word for word in own if word.startswith("--") and word not in flags(shoal.commands[verb])], own
+
+
+def flags(command: click.Command) -> set[str]:
+    """A verb's options; a group's are those of the verbs within it."""
+    within = command.commands.values() if isinstance(command, click.Group) else ()
+    own = {flag for p in command.params if isinstance(p, click.Option) for flag in p.opts if flag[:2] == "--"}
+    return own.union(*map(flags, within))
 
 
 def test_every_verb_has_a_section() -> None:
@@ -76,11 +83,10 @@ def test_every_verb_has_a_section() -> None:
 def test_every_option_is_in_the_section_of_its_verb() -> None:
     sections = dict(re.findall(r"^## shoal (\w+)$(.*?)(?=^## )", CLI, re.MULTILINE | re.DOTALL))
     for name, command in shoal.commands.items():
-        options = {flag for p in command.params if isinstance(p, click.Option) for flag in p.opts if flag[:2] == "--"}
+        options = flags(command)
         assert options == set(re.findall(r"--[a-z][a-z-]*", sections[name])) - known_elsewhere(name, options)
 
 
 def known_elsewhere(name: str, options: set[str]) -> set[str]:
     """Options of other verbs that a section may speak of."""
-    others = {flag for verb, c in shoal.commands.items() if verb != name for p in c.params for flag in p.opts}
-    return others - options
+    return set[str]().union(*(flags(c) for verb, c in shoal.commands.items() if verb != name)) - options

@@ -24,7 +24,11 @@ as_json = click.option("--json", "json_", is_flag=True, help="Print one JSON val
 @click.command()
 @click.argument("job", type=click.Path(path_type=Path), required=False)
 @click.option("--workers", metavar="N|LOW..HIGH", help="How many, such as 4, or an elastic range.  [default: 1]")
-@click.option("--on", type=click.Choice(["local", "ray", "manual"]), help="Who starts workers.  [default: local]")
+@click.option(
+    "--on",
+    type=click.Choice(["local", "hosts", "ray", "manual"]),
+    help="Who starts workers.  [default: hosts if SHOAL_HOSTS is set, else local]",
+)
 @click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Replace any field of the job.")
 @click.option("--name", help="The run's name; its folder is made in $SHOAL_RUNS, else in ./runs.")
 @click.option("--store", metavar="URL", help="Where versions go, such as s3://bucket/run.  [default: the run's folder]")
@@ -55,7 +59,7 @@ def train(job: Path | None, resume: str | None, json_: bool, **given: Any) -> No
         ended = runs.train(
             job,
             workers=given["workers"] or 1,
-            on=given["on"] or "local",
+            on=given["on"] or ("hosts" if os.environ.get("SHOAL_HOSTS") else "local"),
             name=given["name"],
             settings=given["settings"],
             options=options,

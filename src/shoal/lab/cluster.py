@@ -141,6 +141,11 @@ class Lab:
             raise ConfigError("the lab is not up: use it in `with Lab(spec) as lab:`, or call up()")
         return self._record
 
+    def keep(self, record: LabRecord) -> None:
+        """Write down what else there is to be removed in the end."""
+        self._record = record
+        records.write(record)
+
     @property
     def name(self) -> str:
         return self.record.name

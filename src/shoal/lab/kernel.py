@@ -29,7 +29,7 @@ def why_not() -> str:
     if missing:
         return f"a lab needs {' and '.join(missing)}, of iproute2: apt install iproute2"
     if os.geteuid() != 0:
-        return "a lab needs the right to make network namespaces: run as root"
+        return "a lab needs the right to make network namespaces: run as root, or use `shoal lab run`"
     name = f"shoal-try-{os.getpid()}"
     made = _run(("ip", "netns", "add", name))
     if made.returncode:
@@ -38,6 +38,16 @@ def why_not() -> str:
     _run(("ip", "link", "del", "dev", f"{name[-11:]}br"))
     _run(("ip", "netns", "del", name))
     return f"a lab needs bridges, and the kernel says: {carried.stderr.strip()}" if carried.returncode else ""
+
+
+def why_no_user_namespace() -> str:
+    """Why a user who is not root cannot have a namespace in which they are, or nothing."""
+    if shutil.which("unshare") is None:
+        return "that needs unshare, of util-linux"
+    tried = _run(
+        ("unshare", "--user", "--map-root-user", "--net", "--mount", "--", "mount", "-t", "tmpfs", "x", "/run")
+    )
+    return f"the kernel does not let users make one: {tried.stderr.strip()}" if tried.returncode else ""
 
 
 def _run(command: Command) -> subprocess.CompletedProcess[str]:
@@ -157,7 +167,7 @@ def kill_all(space: str) -> int:
 def stop_all(space: str) -> int:
     """SIGSTOP to all that runs in a namespace, also to what it starts meanwhile, until all stand still; how many."""
     deadline_s = time.monotonic() + _DIE_S
-    while moving := [pid for pid in pids(space) if _state(pid) not in "TtZ"]:
+    while moving := [pid for pid in pids(space) if state(pid) not in "TtZ"]:
         signal_all(signal.SIGSTOP, moving)
         if time.monotonic() > deadline_s:
             raise Fault(f"processes {moving} in {space} did not stop within {_DIE_S:g} s of SIGSTOP")
@@ -165,7 +175,8 @@ def stop_all(space: str) -> int:
     return len(pids(space))
 
 
-def _state(pid: int) -> str:
+def state(pid: int) -> str:
+    """A process's state in the kernel's letter: T is stopped, and Z, here, also gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):

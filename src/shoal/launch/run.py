@@ -122,9 +122,10 @@ def train(
 ) -> Run:
     """Train ``job``, a ``Job`` or the path of a file that defines one, and return when the run has ended.
 
-    ``workers``: a number, or a range such as ``"2..8"``. ``on``: ``local``, ``ray`` or ``manual`` (workers are started
-    by hand). ``settings`` replace fields of the job: ``["global_batch=128"]``. Raises ``ConfigError`` for what cannot
-    be run, and a ``ShoalError`` if the run fails; what was stored is kept. Ctrl-C stores the newest step and stops.
+    ``workers``: a number, or a range such as ``"2..8"``. ``on``: ``local``, ``hosts`` (those that ``SHOAL_HOSTS``
+    names, as `shoal lab run` sets it), ``ray``, or ``manual`` (workers are started by hand). ``settings`` replace
+    fields of the job: ``["global_batch=128"]``. Raises ``ConfigError`` for what cannot be run, and a ``ShoalError`` if
+    the run fails; what was stored is kept. Ctrl-C stores the newest step and stops.
     Workers of a ``Job`` are forks of this process, with one thread each; those of a file share the machine's cores.
     """
     options = options or TrainOptions()
@@ -307,8 +308,8 @@ def _new_folder(stem: str, name: str | None) -> RunFolder:
 
 
 def _fleet_for(job: Job | str | Path, on: str, settings: Sequence[str], options: TrainOptions) -> Any:
-    if on not in ("local", "ray", "manual"):
-        raise ConfigError(f"on must be local, ray or manual, not {on!r}")
+    if on not in ("local", "hosts", "ray", "manual"):
+        raise ConfigError(f"on must be local, hosts, ray or manual, not {on!r}")
     if not isinstance(job, str | Path):
         if on != "local":
             raise ConfigError(f"on={on!r} needs a job file, since its code must travel to other machines")
@@ -317,6 +318,10 @@ def _fleet_for(job: Job | str | Path, on: str, settings: Sequence[str], options:
     if on == "local":
         return local
     local.close()
+    if on == "hosts":
+        from shoal.launch.hosts import HostsFleet
+
+        return HostsFleet(local.about, Path(job), settings)
     if on == "manual":
         from shoal.launch.manual import ManualFleet
 

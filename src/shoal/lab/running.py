@@ -1,0 +1,112 @@
+"""A command in a lab of its own, which is there for as long as the command runs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from typing import Any, NoReturn
+
+import msgspec
+
+from shoal.errors import ConfigError, ShoalError
+from shoal.lab import kernel
+from shoal.lab.cluster import Lab
+from shoal.lab.faults import parse_faults
+from shoal.lab.inflicting import inflicting
+from shoal.lab.nodes import start_ray
+from shoal.lab.spec import LabSpec
+
+_GRACE_S = 60.0
+_ENTER = 'mount -t tmpfs none /run && ip link set dev lo up && exec "$@"'
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """What to run, in what. ``faults``: the text of a file of faults. ``ray``: start a node of Ray on each host."""
+
+    spec: LabSpec
+    command: tuple[str, ...]
+    faults: str = ""
+    ray: bool = False
+
+
+def run(order: Order) -> int:
+    """Make the lab, run the command, take the lab down; the command's exit code, 128 + n if signal n ended it.
+
+    The command runs on this machine, which each host reaches at the bridge's address, with ``SHOAL_HOSTS`` set so that
+    `shoal train` starts its workers on the hosts; with ``ray`` it runs on host 0, with ``RAY_ADDRESS`` set. Ctrl-C and
+    SIGTERM go to the command, which has 60 s to end.
+    """
+    faults = parse_faults(order.faults, order.spec.hosts)
+    if shutil.which(order.command[0]) is None:
+        raise ConfigError(f"there is no command {order.command[0]!r} to be run in the lab")
+    with Lab(order.spec) as lab:
+        _say(f"{lab.name} is up: " + ", ".join(f"{host.name} {host.address}" for host in lab.hosts))
+        env = start_ray(lab) if order.ray else lab.env
+        child = _start(lab, order, env)
+        with inflicting(lab, faults, _say):
+            return _wait(child)
+
+
+def _start(lab: Lab, order: Order, env: dict[str, str]) -> subprocess.Popen[Any]:
+    if order.ray:
+        return lab.hosts[0].popen(order.command, env)
+    return subprocess.Popen(order.command, env={**os.environ, **env})
+
+
+def _wait(child: subprocess.Popen[Any]) -> int:
+    """To the command's end. Ctrl-C reaches it by itself, for it is in the terminal's foreground, as this process is."""
+    ending = False
+
+    def on_sigterm(*_: Any) -> None:
+        nonlocal ending
+        ending = True
+        child.send_signal(signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, on_sigterm)
+    try:
+        while True:
+            try:
+                code = child.wait(_GRACE_S if ending else None)
+                return 128 - code if code < 0 else code
+            except KeyboardInterrupt:
+                ending = True
+            except subprocess.TimeoutExpired:
+                child.kill()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def run_as_user(order: Order) -> int:
+    """``run`` for one who is not root: in a user namespace, where this process is. Does not return if it can be had.
+
+    There it may make interfaces and namespaces of its own, which nobody outside sees; so it reaches no network but the
+    lab's. ``ConfigError`` where the kernel does not let users do so.
+    """
+    if reason := kernel.why_no_user_namespace():
+        raise ConfigError(f"{kernel.why_not()}; a user namespace would do as well, but {reason}")
+    text = msgspec.json.encode(order).decode()
+    words = ["unshare", "--user", "--map-root-user", "--net", "--mount", "--", "sh", "-c", _ENTER, "sh"]
+    sys.stdout.flush()
+    os.execvp("unshare", [*words, sys.executable, "-m", "shoal.lab.running", text])
+
+
+def _say(text: str) -> None:
+    print(f"lab: {text}", file=sys.stderr, flush=True)
+
+
+def main() -> NoReturn:
+    try:
+        code = run(msgspec.json.decode(sys.argv[1], type=Order))
+    except KeyboardInterrupt:
+        code = 130
+    except ShoalError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = error.exit_code
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
