@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import torch
 
+from shoal.codecs import warm_up
 from shoal.errors import ConfigError, ShoalError
 from shoal.job import Job, describe, hash_job, load_job, override, parse_settings
 from shoal.lanes import Order
@@ -25,8 +26,15 @@ _SAMPLES = 2
 
 def prepared(path: Path, settings: Sequence[str]) -> tuple[Job, str]:
     """The file's job with the settings, and the digest of its code."""
-    job = load_job(path)
-    return override(job, parse_settings(settings)), hash_job(path)
+    job = override(load_job(path), parse_settings(settings))
+    compile_codec(job)
+    return job, hash_job(path)
+
+
+def compile_codec(job: Job) -> None:
+    """So that no step waits for it; workers that are forked from here find it compiled."""
+    if job.strategy.codec is not None:
+        warm_up(job.strategy.codec)
 
 
 def about(job: Job, job_hash: str, settings: Sequence[str] = ()) -> dict[str, Any]:

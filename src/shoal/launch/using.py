@@ -16,6 +16,7 @@ from shoal.evaluation import measure, merged
 from shoal.job import Batch, Job, Predicts, TensorSpec, load_job, override, parse_settings
 from shoal.lanes import Ledger, Order, deal
 from shoal.launch.run import Run, find_run
+from shoal.training.round import feeds
 from shoal.training.folder import RunFolder
 from shoal.training.kit import plan_steps
 from shoal.versions import Snapshot, Store, Versions
@@ -84,7 +85,10 @@ def account(run: Run | str | Path, version: int | None = None, job: Job | None =
     """Compare what a version's workers say that they contributed, step by step, with what was due."""
     snapshot = read_version(run, version)
     steps = plan_steps(job_of(run, job))
-    due = sum((Ledger.expected(steps.span(step)) for step in range(snapshot.step)), Ledger())
+    due = Ledger()
+    lagging = {int(lane): step for lane, step in snapshot.meta.get("lagging", {}).items()}
+    for step, lanes in feeds(range(steps.num_lanes), snapshot.step, lagging).items():
+        due = sum((Ledger.expected(span, lanes) for span in steps.spans(0, step)), due)
     taken = Ledger(*snapshot.meta["ledger"])
     exchanged = int(due.count == taken.count and due.checksum != taken.checksum)
     lost, repeated = max(0, due.count - taken.count), max(0, taken.count - due.count)
