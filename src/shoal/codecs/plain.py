@@ -95,8 +95,9 @@ def _quantized(rows: Tensor, scale: Tensor, most: int, u: Tensor | None) -> Tens
     """Integers of magnitude up to ``most``, as float32; the scales are written."""
     top = (rows.view(torch.int32) & 0x7FFFFFFF).amax(1, keepdim=True).view(torch.float32)
     finite, tiny = top.isfinite(), top < TINY
-    scale.copy_(torch.where(finite, torch.where(tiny, 0, top / most), torch.nan))
-    scaled = torch.where(finite & ~tiny, rows * (most / top), 0)
+    levels = torch.full_like(top, most)  # a tensor: where one side is a number, torch may multiply by a reciprocal
+    scale.copy_(torch.where(finite, torch.where(tiny, 0, top / levels), torch.nan))
+    scaled = torch.where(finite & ~tiny, rows * (levels / top), 0)
     return scaled.round() if u is None else (scaled + u).floor().clamp(-most, most)
 
 
@@ -106,7 +107,7 @@ def _mean_magnitude(rows: Tensor, block: int) -> Tensor:
     while sums.shape[1] > 1:
         half = sums.shape[1] // 2
         sums = sums[:, :half] + sums[:, half:]
-    mean = sums / rows.shape[1]
+    mean = sums / torch.full_like(sums, rows.shape[1])
     return torch.where(mean.isfinite(), torch.where(mean < TINY, 0, mean), torch.nan)
 
 

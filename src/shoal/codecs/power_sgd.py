@@ -20,7 +20,7 @@ from shoal.codecs.codec import (
     padded,
     payload_for,
 )
-from shoal.codecs.noise import uniform, words
+from shoal.codecs.noise import subkey, uniform, words
 from shoal.codecs.orthogonal import fresh_where_dead, orthogonal, outer_sum
 from shoal.errors import ConfigError
 
@@ -34,13 +34,13 @@ class PowerSGD:
     matrix with its first dimension as rows; one of fewer, or one that would not get smaller, goes uncompressed with the
     first round. The state is each matrix's Q (columns, rank) float32, with which the next step begins (warm start).
 
-    Deviations: the first Q is uniform from a fixed seed, not normal; the columns of a Q are brought to length 1 before
-    they are used again, and one that is zero or not finite is replaced by its first. P is orthogonalised by
-    Gram-Schmidt in float64, every column twice, in an order of sums that is the same on every machine; so is the
-    product of P and Q. Only what is summed over the members depends on the machine.
+    Deviations: the first Q is uniform from a fixed key, not normal; the columns of a Q are brought to length 1 before
+    they are used again, and one that is zero or not finite is replaced by a new one from the step's key. P is
+    orthogonalised by Gram-Schmidt in float64, every column twice, in an order of sums that is the same on every
+    machine; so is the product of P and Q. Only what is summed over the members depends on the machine.
 
-    As a codec without a group, ``encode`` and ``decode`` take the vector for one matrix, as square as can be, without
-    a warm start, and send what a group of one would.
+    Without a group, ``encode`` and ``decode`` take the vector for one matrix, as square as can be. They send what a
+    group of one would, but begin with a new Q from the key, as there is no state.
     """
 
     rank: int = 2
@@ -63,7 +63,7 @@ class PowerSGD:
         n = vector.numel()
         payload = payload_for(vector, self.payload_bytes(n), out)
         shapes = _as_square(n)
-        at, alone = 0, self.rounds(vector, shapes, self.init(shapes), key)
+        at, alone = 0, self.rounds(vector, shapes, self._new_state(shapes, key), key)
         sent = next(alone)
         try:
             while True:
@@ -85,7 +85,7 @@ class PowerSGD:
         out.add_(total) if add else out.copy_(total)
 
     def init(self, shapes: Shapes) -> State:
-        return tuple(_first_q(part) for part in self._parts(shapes) if part.rank)
+        return self._new_state(shapes, 0)
 
     def rounds(self, vector: Tensor, shapes: Shapes, state: State, key: int) -> Generator[Tensor, Tensor, Summed]:
         parts, x = self._parts(shapes), floats(vector)
@@ -101,8 +101,11 @@ class PowerSGD:
         _expand(parts, ps, own_qs, own)
         qs = _unpack_second((yield torch.cat([q.reshape(-1) for q in own_qs])), parts)
         _expand(parts, ps, qs, total)
-        firsts = [_first_q(part).to(x.device) for part in parts if part.rank]
-        return Summed(total, own, tuple(fresh_where_dead(q, one) for q, one in zip(qs, firsts, strict=True)))
+        fresh = [q.to(x.device) for q in self._new_state(shapes, key)]
+        return Summed(total, own, tuple(fresh_where_dead(q, new) for q, new in zip(qs, fresh, strict=True)))
+
+    def _new_state(self, shapes: Shapes, key: int) -> State:
+        return tuple(_new_q(part, subkey(key, part.start)) for part in self._parts(shapes) if part.rank)
 
     def _parts(self, shapes: Shapes) -> list[_Part]:
         parts, start = [], 0
@@ -136,8 +139,8 @@ def _as_square(num_entries: int) -> Shapes:
     return (rows, columns), (num_entries - rows * columns,)
 
 
-def _first_q(part: _Part) -> Tensor:
-    entries = uniform(part.columns * part.rank, words(part.start), torch.device("cpu"))
+def _new_q(part: _Part, key: int) -> Tensor:
+    entries = uniform(part.columns * part.rank, words(key), torch.device("cpu"))
     return (2 * entries - 1).view(part.columns, part.rank)
 
 

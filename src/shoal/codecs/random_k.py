@@ -21,7 +21,8 @@ class RandomK:
     Wire:   4k bytes, against 4n: the receiver knows the key, and so the indices. The sums of an all-reduce, too.
     With feedback, Stich et al. 2018 (arXiv:1809.07599, Algorithm 1 with rand-k). Without, every value is divided by its
     chance to be sent, so that the mean is right (Wangni et al. 2018, arXiv:1710.09854, with even chances). Deviation:
-    one entry of each of ``k`` stretches, as even as can be, rather than any k: O(k) work, and no gaps longer than two.
+    one entry of each of ``k`` stretches, as even as can be, rather than any k: a lot that costs O(k), and leaves
+    out no long stretch. If any entry of the vector is not finite, all that are sent are NaN.
     """
 
     k: int
@@ -51,7 +52,9 @@ class RandomK:
     def select(self, vector: Tensor, key: int, indices: Tensor) -> Tensor:
         self.check(vector.dtype, vector.numel())
         chosen, widths = self._chosen(vector.numel(), key, vector.device)
-        return vector[chosen] if self.feedback else vector[chosen] * widths
+        values = vector[chosen] if self.feedback else vector[chosen] * widths
+        low, high = vector.aminmax()
+        return torch.where(low.isfinite() & high.isfinite(), values, torch.nan)
 
     def scatter(self, values: Tensor, indices: Tensor, key: int, out: Tensor) -> None:
         out.index_add_(0, self._chosen(out.numel(), key, out.device)[0], values)

@@ -1,0 +1,83 @@
+"""The compiled loops are the plain ones, bit for bit, and may run in many threads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor
+
+from shoal.codecs import Codec, Int8, TopK, device
+from tests.codecs.cases import COMPILED, KEY, SIZES, Make, decoded, gradient, same_bits
+
+every_compiled_codec = pytest.mark.parametrize("make", COMPILED.values(), ids=COMPILED.keys())
+
+
+def both_ways(codec: Codec, vector: Tensor, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Tensor], list[Tensor]]:
+    """Payload, decoded and added: compiled, then plain."""
+    results = []
+    for _ in range(2):
+        payload, added = codec.encode(vector, KEY), gradient(vector.numel(), seed=9)
+        codec.decode(payload, KEY, added, add=True)
+        results.append([payload, decoded(codec, vector), added])
+        monkeypatch.setattr(device, "compiled", lambda: None)
+    monkeypatch.undo()
+    return results[0], results[1]
+
+
+@every_compiled_codec
+@pytest.mark.parametrize("n", [*SIZES, 70_001])
+@pytest.mark.parametrize("case", ["plain", "ties", "small", "bad"])
+def test_a_compiled_loop_is_its_plain_twin(make: Make, n: int, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    vector = gradient(n)
+    if case == "ties":
+        vector = (2 * vector).round()
+    elif case == "small":
+        vector *= torch.logspace(-44, -30, n)
+    elif case == "bad":
+        vector[n // 2], vector[n // 3] = torch.nan, torch.inf
+    compiled, plain = both_ways(make(n), vector, monkeypatch)
+    assert all(same_bits(one, other) for one, other in zip(compiled, plain, strict=True))
+
+
+@every_compiled_codec
+def test_many_threads_make_what_one_makes(make: Make) -> None:
+    vectors = [gradient(20_000, seed=seed) for seed in range(8)]
+    expected = [decoded(make(20_000), vector) for vector in vectors]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda vector: decoded(make(20_000), vector), vectors * 4))
+    assert all(same_bits(one, other) for one, other in zip(found, expected * 4, strict=True))
+
+
+def test_nothing_is_compiled_before_it_is_needed() -> None:
+    script = (
+        "import sys, shoal, shoal.codecs as codecs\n"
+        "codecs.Chain(codecs.TopK(3), codecs.Int8()).payload_bytes(10)\n"
+        "print('numba' in sys.modules)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "False"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@every_compiled_codec
+def test_a_gpu_makes_the_payload_of_a_cpu(make: Make) -> None:
+    vector = gradient(70_001)
+    assert same_bits(make(70_001).encode(vector.cuda(), KEY).cpu(), make(70_001).encode(vector, KEY))
+
+
+def test_both_kinds_of_indices_name_the_same_entries() -> None:
+    vector = gradient(200_000)
+    few, many = TopK(3), TopK(1000)
+    assert few.index_bytes(200_000) == 12
+    assert many.index_bytes(200_000) == 4 * 4 + 2000
+    for codec in (few, many):
+        kept = decoded(codec, vector).nonzero().view(-1)
+        assert torch.equal(kept, vector.abs().topk(codec.k).indices.sort().values)
+
+
+def test_int8_costs_less_than_two_percent_over_a_byte_an_entry() -> None:
+    assert Int8().payload_bytes(2_000_000) < 1.02 * 2_000_000
