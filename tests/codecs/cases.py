@@ -33,7 +33,7 @@ CASES: dict[str, Make] = {
 }
 LINEAR = {name: make for name, make in CASES.items() if isinstance(make(1), LinearCodec)}
 WITH_FEEDBACK = {name: make for name, make in CASES.items() if make(1).feedback}
-COMPILED = {name: make for name, make in CASES.items() if not isinstance(make(1), LinearCodec)}
+COMPILED = {name: make for name, make in CASES.items() if name == "power sgd" or name not in LINEAR}
 
 
 def gradient(num_entries: int, seed: int = 0) -> Tensor:

@@ -44,7 +44,7 @@ def test_the_mean_over_many_keys_is_the_vector(codec: Int8 | Int4 | RandomK) -> 
     samples = torch.stack([decoded(codec, vector, key) for key in range(num_keys)])
     error = samples.std(0).max() / num_keys**0.5
     assert ((samples.mean(0) - vector).abs() < 4.5 * error).all()
-    assert error < 0.1
+    assert error < 0.3
 
 
 def test_random_k_chooses_each_entry_as_often() -> None:

@@ -86,6 +86,7 @@ def _randomly(scaled: f32, most: f32, u: f32) -> f32:
 
 @kernel
 def int8_encode(vector: Array, scales: Array, codes: Array, block: int, words: tuple[int, int] | None) -> None:
+    """``plain.int8_encode``, a few blocks at a time, so that the second look at an entry finds it in the cache."""
     blocks = max(1, CHUNK // block)
     for first in range(0, scales.size, blocks):
         start, end = first * block, (first + blocks) * block
@@ -124,6 +125,7 @@ def _int8_randomly(vector: Array, scales: Array, codes: Array, start: int, block
 
 @kernel
 def int8_decode(scales: Array, codes: Array, block: int, out: Array, add: bool) -> None:
+    """``plain.int8_decode``."""
     signed = codes.view(i8)
     for b in range(scales.size):
         start = b * block
@@ -138,6 +140,7 @@ def int8_decode(scales: Array, codes: Array, block: int, out: Array, add: bool) 
 
 @kernel
 def int4_encode(vector: Array, scales: Array, codes: Array, block: int, words: tuple[int, int] | None) -> None:
+    """``plain.int4_encode``, a few blocks at a time."""
     blocks = max(1, CHUNK // block)
     for first in range(0, scales.size, blocks):
         start, end = first * block, (first + blocks) * block
@@ -184,6 +187,7 @@ def _int4_randomly(vector: Array, scales: Array, codes: Array, start: int, block
 
 @kernel
 def int4_decode(scales: Array, codes: Array, block: int, out: Array, add: bool) -> None:
+    """``plain.int4_decode``."""
     for b in range(scales.size):
         start = b * block
         scale, q, o = scales[b], codes[start // 2 : (start + block) // 2], out[start : start + block]
@@ -221,6 +225,7 @@ def _mean_magnitude(x: Array, sums: Array) -> f32:
 
 @kernel
 def one_bit_encode(vector: Array, scales: Array, codes: Array, block: int) -> None:
+    """``plain.one_bit_encode``."""
     bits, sums = vector.view(i32), np.empty(block // 2, f32)
     for b in range(scales.size):
         start = b * block
@@ -236,6 +241,7 @@ def one_bit_encode(vector: Array, scales: Array, codes: Array, block: int) -> No
 
 @kernel
 def one_bit_decode(scales: Array, codes: Array, block: int, out: Array, add: bool) -> None:
+    """``plain.one_bit_decode``."""
     for b in range(scales.size):
         start = b * block
         scale, q, o = scales[b], codes[start // 8 : (start + block) // 8], out[start : start + block]
@@ -286,3 +292,20 @@ def _level(counts: Array, need: int) -> tuple[int, int]:
         above += counts[level]
         level -= 1
     return level, above
+
+
+@kernel
+def tree_sum(rows: Array, sums: Array) -> None:
+    """``plain.tree_sum``."""
+    half = 1
+    while 2 * half < rows.shape[0]:
+        half *= 2
+    halves = np.zeros((half, rows.shape[1]))
+    halves[: min(half, rows.shape[0])] = rows[:half]
+    for i in range(rows.shape[0] - half):
+        halves[i] += rows[half + i]
+    while half > 1:
+        half //= 2
+        for i in range(half):
+            halves[i] += halves[half + i]
+    sums[:] = halves[0]

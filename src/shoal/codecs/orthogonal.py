@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from shoal.codecs.device import run
 
 
 def tree_sum(rows: Tensor) -> Tensor:
-    """The sum (c,) of (r, c) over rows, by halves."""
-    size = 1 << max(0, rows.shape[0] - 1).bit_length()
-    sums = F.pad(rows, (0, 0, 0, size - rows.shape[0]))
-    while sums.shape[0] > 1:
-        half = sums.shape[0] // 2
-        sums = sums[:half] + sums[half:]
-    return sums[0]
+    """The sum (c,) float64 of (r, c) float64 over rows, by halves."""
+    sums = rows.new_empty(rows.shape[1])
+    run("tree_sum", rows.contiguous(), sums)
+    return sums
 
 
 def orthogonal(matrix: Tensor) -> Tensor:

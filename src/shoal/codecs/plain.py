@@ -1,7 +1,7 @@
 """``kernels.py`` in torch, bit for bit: for tensors that are not on a CPU, and to test the kernels against.
 
-In all of them ``vector`` and ``out`` are (n,) float32, ``scales`` (ceil(n / block),) float32, and ``codes`` uint8. A
-block is ``block`` entries that lie side by side; the last may be shorter. Where a byte holds several entries of a
+In those of codecs ``vector`` and ``out`` are (n,) float32, ``scales`` (ceil(n / block),) float32, and ``codes`` uint8.
+A block is ``block`` entries that lie side by side; the last may be shorter. Where a byte holds several entries of a
 block, it takes them from as many runs of that block, so that loops go over neighbours: of a block of 8 entries at 4
 bits, byte 0 holds entries 0 (in the low bits) and 4.
 """
@@ -74,6 +74,16 @@ def top_k(vector: Tensor, values: Tensor, indices: Tensor) -> None:
     chosen = torch.cat([above, level]).sort().values
     values.copy_(vector[chosen])
     indices.copy_(chosen)
+
+
+def tree_sum(rows: Tensor, sums: Tensor) -> None:
+    """Over the rows of (r, c) float64, by halves, into (c,)."""
+    size = 1 << (rows.shape[0] - 1).bit_length()
+    halves = F.pad(rows, (0, 0, 0, size - rows.shape[0]))
+    while halves.shape[0] > 1:
+        half = halves.shape[0] // 2
+        halves = halves[:half] + halves[half:]
+    sums.copy_(halves[0])
 
 
 def _parts(

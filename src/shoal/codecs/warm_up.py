@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from shoal.codecs.codec import Codec
+from shoal.codecs.codec import MOST_ENTRIES, Codec
+
+NUM_ENTRIES = 2**14
+"""Few, but so many that a matrix of them is worth decomposing."""
 
 
 def warm_up(codec: Codec) -> None:
@@ -13,7 +16,7 @@ def warm_up(codec: Codec) -> None:
     What is compiled is kept on disk for this machine's other processes, and in memory for those forked from this one.
     Without this call it is compiled when it is first needed. Vectors on a GPU need nothing of it.
     """
-    small = codec.share(64, 2**31 - 1)
-    payload = small.encode(torch.ones(64), 0)
+    small = codec.share(NUM_ENTRIES, MOST_ENTRIES)
+    payload = small.encode(torch.ones(NUM_ENTRIES), 0)
     for add in (False, True):
-        small.decode(payload, 0, torch.zeros(64), add=add)
+        small.decode(payload, 0, torch.zeros(NUM_ENTRIES), add=add)
