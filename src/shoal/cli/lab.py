@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from shoal.errors import ConfigError, ShoalError
-from shoal.lab import Lab, LabSpec, discard, labs
+from shoal.lab import Lab, LabSpec, discard, labs, why_not
 from shoal.lab.records import LabRecord
 
 _PASSED_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}
@@ -55,7 +55,7 @@ def run(command: tuple[str, ...], faults: Path | None, ray: bool, **asked: Any) 
     from shoal.lab import running
 
     order = running.Order(spec=_spec(**asked), command=command, faults=_text(faults), ray=ray)
-    act = running.run if os.geteuid() == 0 else running.run_as_user
+    act = running.run_as_user if why_not() else running.run
     click.get_current_context().exit(act(order))
 
 
@@ -85,7 +85,7 @@ def up(**asked: Any) -> None:
 def execute(name: str | None, host: str, command: tuple[str, ...]) -> None:
     """Run a command on a host of a lab that is up."""
     found = _find(name)
-    words = [*found.host(host).prefix, *command]
+    words = [*found.host(host).prefix, *command[command[0] == "--" :]]
     os.execvpe(words[0], words, {**os.environ, **found.env})
 
 
@@ -108,6 +108,8 @@ def status(name: str | None, measure: bool, json_: bool) -> None:
     rows = [_row(record, measure) for record in ([Lab.find(name).record] if name else labs())]
     if json_:
         click.echo(json.dumps(rows))
+    elif not rows:
+        click.echo("there are no labs")
     for row in [] if json_ else rows:
         _tell(row)
     if any(not rate["is_right"] for row in rows for rate in row["measured"]):

@@ -80,7 +80,7 @@ def _wait(child: subprocess.Popen[Any]) -> int:
 
 
 def run_as_user(order: Order) -> int:
-    """``run`` for one who is not root: in a user namespace, where this process is. Does not return if it can be had.
+    """``run`` for one who has not the right: in a user namespace, where this process is. Does not return if it can be had.
 
     There it may make interfaces and namespaces of its own, which nobody outside sees; so it reaches no network but the
     lab's. ``ConfigError`` where the kernel does not let users do so.
