@@ -17,7 +17,7 @@ from shoal.lab import discard, kernel, labs, plan, why_not
 pytestmark = pytest.mark.cluster
 
 SHOAL = str(Path(sys.executable).with_name("shoal"))
-NAME = "shcommand"
+NAME = f"c{os.getpid()}"[-10:]
 PATIENCE_S = 90.0
 
 

@@ -18,6 +18,8 @@ from shoal.lab.plan import bridge, expected_payload_rate, namespace
 
 pytestmark = pytest.mark.cluster
 
+NAME = f"t{os.getpid()}"[-10:]
+"""Another process that runs these tests has another."""
 PATIENCE_S = 60.0
 BUSY = "import time; t = time.monotonic() + 0.6; n = 0\nwhile time.monotonic() < t: n += 1\nprint(time.process_time())"
 
@@ -123,18 +125,18 @@ def test_a_share_of_processor_can_be_changed_while_a_host_works(lab):
 
 
 def test_nothing_is_left_of_a_lab_that_was_taken_down():
-    with Lab(LabSpec(hosts=2, name="shtest")) as lab:
+    with Lab(LabSpec(hosts=2, name=NAME)) as lab:
         child = lab.hosts[0].popen(["sleep", "1000"])
-        assert is_there("shtest")
+        assert is_there(NAME)
     assert child.wait(PATIENCE_S) == -signal.SIGKILL
-    assert not is_there("shtest")
-    assert not [record for record in labs() if record.name == "shtest"]
+    assert not is_there(NAME)
+    assert not [record for record in labs() if record.name == NAME]
 
 
 def test_an_exception_takes_the_lab_down():
-    with pytest.raises(ZeroDivisionError), Lab(LabSpec(hosts=1, name="shtest")):
+    with pytest.raises(ZeroDivisionError), Lab(LabSpec(hosts=1, name=NAME)):
         raise ZeroDivisionError
-    assert not is_there("shtest")
+    assert not is_there(NAME)
 
 
 def test_a_name_in_use_is_refused_and_the_lab_that_has_it_stays(lab):
@@ -146,7 +148,7 @@ def test_a_name_in_use_is_refused_and_the_lab_that_has_it_stays(lab):
 HOLDING = """
 import sys, time
 from shoal.lab import Lab, LabSpec
-with Lab(LabSpec(hosts=2, name="shtest")) as lab:
+with Lab(LabSpec(hosts=2, name=sys.argv[1])) as lab:
     lab.hosts[0].popen(["sleep", "1000"])
     print("up", flush=True)
     time.sleep(1000)
@@ -154,36 +156,49 @@ with Lab(LabSpec(hosts=2, name="shtest")) as lab:
 
 
 def held_by_another_process() -> subprocess.Popen[str]:
-    child = subprocess.Popen([sys.executable, "-c", HOLDING], stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen([sys.executable, "-c", HOLDING, NAME], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None and child.stdout.readline() == "up\n"
     return child
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_takes_the_lab_down(number):
     with held_by_another_process() as child:
         child.send_signal(number)
         assert child.wait(PATIENCE_S) != 0
-    assert not is_there("shtest")
+    assert not is_there(NAME)
+
+
+def test_a_lab_that_a_process_holds_is_taken_down_by_that_process():
+    with held_by_another_process() as child:
+        discard(NAME)
+        assert child.wait(PATIENCE_S) == 128 + signal.SIGTERM
+    assert not is_there(NAME)
 
 
 def test_what_a_crash_left_over_is_named_and_can_be_cleared():
     with held_by_another_process() as child:
         child.kill()
-    assert is_there("shtest")
-    assert [record.is_left_over for record in labs() if record.name == "shtest"] == [True]
-    with pytest.raises(ConfigError, match="shoal lab down shtest"):
-        Lab(LabSpec(hosts=1, name="shtest")).up()
-    discard("shtest")
-    assert not is_there("shtest")
-    with Lab(LabSpec(hosts=1, name="shtest")):
-        assert is_there("shtest")
+    assert is_there(NAME)
+    assert [record.is_left_over for record in labs() if record.name == NAME] == [True]
+    with pytest.raises(ConfigError, match=f"shoal lab down {NAME}"):
+        Lab(LabSpec(hosts=1, name=NAME)).up()
+    discard(NAME)
+    assert not is_there(NAME)
+    with Lab(LabSpec(hosts=1, name=NAME)):
+        assert is_there(NAME)
 
 
-def test_a_delayed_host_is_heard_later():
+def test_a_delayed_host_is_heard_later_and_suffers_as_the_others_do():
     with Lab(LabSpec(hosts=2, delay="0=20ms")) as lab:
         ping = "import socket, sys, time\nt = time.monotonic()\ntry: socket.create_connection((sys.argv[1], 9), 5)\n"
         ping += "except ConnectionRefusedError: print(time.monotonic() - t)"
         words = [sys.executable, "-c", ping, lab.hosts[0].address]
         times_s = [float(lab.hosts[1].run(words, capture_output=True, text=True, check=True).stdout) for _ in range(3)]
         assert 0.02 <= min(times_s) < 0.05
+        lab.cut(0)
+        with pytest.raises(ConfigError, match="cut off"):
+            lab.measure(1, 0)
+        lab.heal(0)
+        lab.slow(0, "5mbit")
+        assert lab.measure(0, 1) == pytest.approx(expected_payload_rate(5e6), rel=0.1)

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -63,9 +64,9 @@ class Host:
 class Lab:
     """A cluster in a box. ``with Lab(LabSpec(hosts=4, link="100mbit")) as lab:`` makes it, and takes it down again.
 
-    It is taken down at the end of the block, by an exception, Ctrl-C or SIGTERM (in the main thread). What a SIGKILL
-    leaves, ``shoal lab down NAME`` removes. Hosts are given as a ``Host`` or its number. ``ConfigError`` where this
-    process has not the right, for a name in use, and for a lab that cannot be made; nothing is left then. 4 hosts
+    It is taken down at the end of the block, by an exception, Ctrl-C, SIGTERM or SIGHUP (in the main thread). What a
+    SIGKILL leaves, ``shoal lab down NAME`` removes. Hosts are given as a ``Host`` or its number. ``ConfigError`` where
+    this process has not the right, for a name in use, and for a lab that cannot be made; nothing is left then. 4 hosts
     take about 0.3 s.
     """
 
@@ -73,7 +74,7 @@ class Lab:
         self.spec = spec
         self._record: LabRecord | None = None
         self._helpers: list[subprocess.Popen[Any]] = []
-        self._sigterm_before: Any = None
+        self._handlers_before: dict[int, Any] = {}
 
     @staticmethod
     def find(name: str) -> Lab:
@@ -85,25 +86,26 @@ class Lab:
         return lab
 
     def __enter__(self) -> Lab:
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        if in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            self._sigterm_before = signal.signal(signal.SIGTERM, _end_by_signal)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) is signal.SIG_DFL:
+                    self._handlers_before[number] = signal.signal(number, _end_by_signal)
         try:
             return self.up()
         except BaseException:
-            self._restore_sigterm()
+            self._restore_handlers()
             raise
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         try:
             self.down()
         finally:
-            self._restore_sigterm()
+            self._restore_handlers()
 
-    def _restore_sigterm(self) -> None:
-        if self._sigterm_before is not None:
-            signal.signal(signal.SIGTERM, self._sigterm_before)
-            self._sigterm_before = None
+    def _restore_handlers(self) -> None:
+        for number, handler in self._handlers_before.items():
+            signal.signal(number, handler)
+        self._handlers_before = {}
 
     def up(self, *, stays: bool = False) -> Lab:
         """Make it. ``stays``: it is meant to outlive this process, and is not called left over then."""
@@ -129,10 +131,11 @@ class Lab:
         """Kill all that runs on the hosts, and remove them. Once more does nothing."""
         if self._record is None:
             return
-        making.unmake(self._record)
-        for helper in self._helpers:
-            helper.wait()
-        self._record = None
+        with _undisturbed():
+            making.unmake(self._record)
+            for helper in self._helpers:
+                helper.wait()
+            self._record = None
 
     @property
     def record(self) -> LabRecord:
@@ -237,6 +240,19 @@ class Lab:
         if send.returncode or not rate:
             raise ConfigError(f"h{self.host(sender).number} does not reach {to.name}; is one of them cut off?")
         return float(rate)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Signals that would end this process wait until it is done, in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _end_by_signal(number: int, _frame: FrameType | None) -> None:

@@ -36,8 +36,8 @@ def run(order: Order) -> int:
     """Make the lab, run the command, take the lab down; the command's exit code, 128 + n if signal n ended it.
 
     The command runs on this machine, which each host reaches at the bridge's address, with ``SHOAL_HOSTS`` set so that
-    `shoal train` starts its workers on the hosts; with ``ray`` it runs on host 0, with ``RAY_ADDRESS`` set. Ctrl-C and
-    SIGTERM go to the command, which has 60 s to end.
+    `shoal train` starts its workers on the hosts; with ``ray`` it runs on host 0, with ``RAY_ADDRESS`` set. Ctrl-C,
+    SIGTERM and SIGHUP go to the command, which has 60 s to end.
     """
     faults = parse_faults(order.faults, order.spec.hosts)
     if shutil.which(order.command[0]) is None:
@@ -60,12 +60,12 @@ def _wait(child: subprocess.Popen[Any]) -> int:
     """To the command's end. Ctrl-C reaches it by itself, for it is in the terminal's foreground, as this process is."""
     ending = False
 
-    def on_sigterm(*_: Any) -> None:
+    def on_signal(number: int, _: Any) -> None:
         nonlocal ending
         ending = True
-        child.send_signal(signal.SIGTERM)
+        child.send_signal(number)
 
-    before = signal.signal(signal.SIGTERM, on_sigterm)
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         while True:
             try:
@@ -76,11 +76,12 @@ def _wait(child: subprocess.Popen[Any]) -> int:
             except subprocess.TimeoutExpired:
                 child.kill()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run_as_user(order: Order) -> int:
-    """``run`` for one who has not the right: in a user namespace, where this process is. Does not return if it can be had.
+    """``run`` for one who has not the right: in a user namespace of their own. Returns only by an error.
 
     There it may make interfaces and namespaces of its own, which nobody outside sees; so it reaches no network but the
     lab's. ``ConfigError`` where the kernel does not let users do so.
