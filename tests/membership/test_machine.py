@@ -127,7 +127,7 @@ def test_members_that_hold_less_than_the_store_load_from_it():
 
 def test_a_second_loss_while_a_planned_halt_is_awaited_makes_it_immediate():
     state, actions = after(running(FOUR, A, B, C), LeaveAsked(A))
-    assert only(actions, Halt) == [Halt(1, (A, B, C), at_boundary=True)]
+    assert only(actions, Halt) == [Halt(1, (A, B, C), at_boundary=True, leaving=(A,))]
     _, actions = after(state, Lost(B, "killed"))
     assert only(actions, Halt) == [Halt(1, (A, C), at_boundary=False)]
 
@@ -184,7 +184,7 @@ def test_a_newcomer_that_cannot_reach_the_members_waits_until_it_can():
 
 def test_fewer_wanted_means_that_the_last_ranks_leave():
     state, actions = after(running(FOUR, A, B, C), Scaled(1))
-    assert only(actions, Halt) == [Halt(1, (A, B, C), at_boundary=True)]
+    assert only(actions, Halt) == [Halt(1, (A, B, C), at_boundary=True, leaving=(B, C))]
     _, actions = after(state, *reports(state, a=5, b=5, c=5))
     assert {(d.worker, d.expelled) for d in only(actions, Dismiss)} == {(B, False), (C, False)}
     assert world_of(actions).members == (A,)
@@ -401,7 +401,7 @@ def test_the_last_holder_of_the_newest_version_leaves_only_when_others_have_copi
     state, actions = after(state, *reports(state, a=5))
     assert world_of(actions).sources == {B: A} and not only(actions, Dismiss)
     state, actions = after(state, Healed(B, 2))
-    assert only(actions, Halt) == [Halt(2, (A, B), at_boundary=True)]
+    assert only(actions, Halt) == [Halt(2, (A, B), at_boundary=True, leaving=(A,))]
     _, actions = after(state, *reports(state, a=7, b=7))
     assert only(actions, Dismiss) == [Dismiss(A, "it asked to leave", expelled=False)]
     assert world_of(actions).members == (B,) and world_of(actions).base == Standing(7, "v7")

@@ -1,4 +1,4 @@
-"""Ranks in threads: a group whose sums are taken in memory, in the order of ranks."""
+"""Ranks in threads: a group whose collectives are done in memory, in the order of ranks."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from shoal.comm.collectives import Seat
 
 
 class _Table:
-    """Where the ranks lay their tensors down; the last to come to a place adds them up."""
+    """Where the ranks lay their tensors down; the last to come to a place lays them together."""
 
     def __init__(self, world_size: int) -> None:
         self.world_size = world_size
         self.changed = threading.Condition()
         self.laid: dict[int, dict[int, Tensor]] = {}
-        self.sums: dict[int, Tensor] = {}
+        self.whole: dict[int, Tensor] = {}
 
     def lay(self, place: int, rank: int, tensor: Tensor) -> None:
         with self.changed:
@@ -28,13 +28,13 @@ class _Table:
             if len(there) == self.world_size:
                 shapes = {(t.shape, t.dtype) for t in there.values()}
                 assert len(shapes) == 1, f"the ranks' collectives differ: {shapes}"
-                self.sums[place] = torch.stack([there[r] for r in range(self.world_size)]).sum(0, dtype=tensor.dtype)
+                self.whole[place] = torch.stack([there[r] for r in range(self.world_size)])
                 self.changed.notify_all()
 
     def pick_up(self, place: int) -> Tensor:
         with self.changed:
-            assert self.changed.wait_for(lambda: place in self.sums, timeout=30)
-            return self.sums[place]
+            assert self.changed.wait_for(lambda: place in self.whole, timeout=30)
+            return self.whole[place]
 
 
 class ThreadGroup:
@@ -49,10 +49,22 @@ class ThreadGroup:
         """No thread halts this group."""
 
     def all_reduce(self, tensor: Tensor) -> Any:
+        place = self._lay(tensor)
+        return _Work(lambda: tensor.copy_(self._table.pick_up(place).sum(0, dtype=tensor.dtype)))
+
+    def all_to_all(self, received: Tensor, rows: Tensor) -> Any:
+        place = self._lay(rows)
+        return _Work(lambda: received.copy_(self._table.pick_up(place)[:, self.seat.rank]))
+
+    def all_gather_rows(self, received: Tensor, row: Tensor) -> Any:
+        place = self._lay(row)
+        return _Work(lambda: received.copy_(self._table.pick_up(place)))
+
+    def _lay(self, tensor: Tensor) -> int:
         place = len(self.sent)
         self.sent.append(tensor.numel())
         self._table.lay(place, self.seat.rank, tensor)
-        return _Work(lambda: tensor.copy_(self._table.pick_up(place)))
+        return place
 
 
 class _Work:

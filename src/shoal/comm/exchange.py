@@ -32,6 +32,8 @@ Shapes = tuple[tuple[int, ...], ...]
 _FIRST, _SECOND = 1, 2
 _ALIGNED = 1024
 """Ranges are multiples of so many entries, which every codec's blocks divide."""
+_PIECE = 1 << 18
+"""Entries that travel together."""
 
 
 @dataclass
@@ -170,63 +172,89 @@ class Riding:
 
 
 class Split:
-    """All-to-all, sum, all-gather. Wire: (world_size - 1) / world_size of the vector's payload, twice."""
+    """All-to-all, sum, all-gather. Wire: (world_size - 1) / world_size of the vector's payload, twice.
+
+    In pieces of at most 256 Ki entries: while one is on the wire another is encoded or decoded.
+    """
 
     def __init__(self, group: Group, codec: Codec, num_entries: int, times: Times) -> None:
         self.after: Memory | None = None
-        self._group, self._codec, self._times = group, codec, times
-        size = group.seat.world_size
-        row = -(-num_entries // (size * _ALIGNED)) * _ALIGNED
-        bounds = [min(rank * row, num_entries) for rank in range(size + 1)]
-        self._ranges = [slice(low, high) for low, high in pairwise(bounds)]
-        self._codecs = [codec.share(part.stop - part.start, num_entries) for part in self._ranges]
-        row_bytes = max(c.payload_bytes(p.stop - p.start) for c, p in zip(self._codecs, self._ranges, strict=True))
-        device = group.seat.device
-        self._sent, self._received, self._gathered = (
-            torch.zeros(size, row_bytes, dtype=torch.uint8, device=device) for _ in range(3)
-        )
-        self._row = torch.zeros(row_bytes, dtype=torch.uint8, device=device)
+        self._times = times
+        bounds = [*range(0, num_entries, _PIECE), num_entries]
+        self._pieces = [
+            _Piece(group, codec.share(high - low, num_entries), slice(low, high), times)
+            for low, high in pairwise(bounds)
+        ]
 
     def start(self, flat: Tensor, memory: Memory, key: int, room: Tensor | None) -> None:
-        self._flat, self._key, self._room, self.after = flat, key, room, None
+        self._flat, self._room, self.after = flat, room, None
         with self._times.spent("encode"):
             self._whole = _with_residual(flat, memory)
+        for number, piece in enumerate(self._pieces):
+            piece.start(self._whole, room, key_of(key, number))
+
+    def turn(self) -> None:
+        for piece in self._pieces:
+            piece.turn()
+        self.after = Memory(self._room)
+
+    def end(self) -> None:
+        for piece in self._pieces:
+            piece.end()
+        if self._whole is not self._flat:
+            self._flat.copy_(self._whole)
+
+
+class _Piece:
+    """A stretch of the vector, cut into a range for each member."""
+
+    def __init__(self, group: Group, codec: Codec, part: slice, times: Times) -> None:
+        self._group, self._times, self._part = group, times, part
+        size, length = group.seat.world_size, part.stop - part.start
+        row = -(-length // (size * _ALIGNED)) * _ALIGNED
+        bounds = [min(rank * row, length) for rank in range(size + 1)]
+        self._ranges = [slice(low, high) for low, high in pairwise(bounds)]
+        self._codecs = [codec.share(part.stop - part.start, length) for part in self._ranges]
+        self._sizes = [c.payload_bytes(p.stop - p.start) for c, p in zip(self._codecs, self._ranges, strict=True)]
+        shape = (size, max(self._sizes))
+        device = group.seat.device
+        self._sent, self._received, self._gathered = (
+            torch.zeros(shape, dtype=torch.uint8, device=device) for _ in range(3)
+        )
+        self._row = torch.zeros(shape[1], dtype=torch.uint8, device=device)
+
+    def start(self, whole: Tensor, room: Tensor | None, key: int) -> None:
+        self._whole, self._key = whole[self._part], key
+        self._room = None if room is None else room[self._part]
+        own = self._group.seat.rank
+        with self._times.spent("encode"):
             for rank, part in enumerate(self._ranges):
-                if rank != self._group.seat.rank and part.stop > part.start:
-                    self._encode(self._whole[part], rank, self._sent[rank], self._key_of(_FIRST, self._group.seat.rank))
+                if rank != own and part.stop > part.start:
+                    self._encode(self._whole[part], rank, self._sent[rank], key_of(key, _FIRST, own))
         self._work = self._group.all_to_all(self._received, self._sent)
 
     def _encode(self, vector: Tensor, rank: int, out: Tensor, key: int) -> None:
         """Encode a range of ``rank``'s; what that loses is the residual there."""
-        codec, part = self._codecs[rank], self._ranges[rank]
-        payload = self._payload(out, rank)
+        codec, payload = self._codecs[rank], out[: self._sizes[rank]]
         codec.encode(vector, key, payload)
         if self._room is not None:
-            residual = self._room[part]
+            residual = self._room[self._ranges[rank]]
             codec.decode(payload, key, residual)
             torch.sub(vector, residual, out=residual)
 
-    def _payload(self, row: Tensor, rank: int) -> Tensor:
-        part = self._ranges[rank]
-        return row[: self._codecs[rank].payload_bytes(part.stop - part.start)]
-
-    def _key_of(self, stage: int, rank: int) -> int:
-        return key_of(self._key, stage, rank)
-
     def turn(self) -> None:
         self._times.await_(self._work)
-        rank = self._group.seat.rank
-        own = self._ranges[rank]
-        if own.stop > own.start:
-            total = self._whole[own]
+        own = self._group.seat.rank
+        part, codec, size = self._ranges[own], self._codecs[own], self._sizes[own]
+        if part.stop > part.start:
+            total = self._whole[part]
             with self._times.spent("decode"):
-                for other in range(len(self._ranges)):
-                    if other != rank:
-                        payload = self._payload(self._received[other], rank)
-                        self._codecs[rank].decode(payload, self._key_of(_FIRST, other), total, add=True)
+                for rank in range(len(self._ranges)):
+                    if rank != own:
+                        key = key_of(self._key, _FIRST, rank)
+                        codec.decode(self._received[rank][:size], key, total, add=True)
             with self._times.spent("encode"):
-                self._encode(total, rank, self._row, self._key_of(_SECOND, rank))
-        self.after = Memory(self._room)
+                self._encode(total, own, self._row, key_of(self._key, _SECOND, own))
         self._work = self._group.all_gather_rows(self._gathered, self._row)
 
     def end(self) -> None:
@@ -234,10 +262,8 @@ class Split:
         with self._times.spent("decode"):
             for rank, part in enumerate(self._ranges):
                 if part.stop > part.start:
-                    payload = self._payload(self._gathered[rank], rank)
-                    self._codecs[rank].decode(payload, self._key_of(_SECOND, rank), self._whole[part])
-            if self._whole is not self._flat:
-                self._flat.copy_(self._whole)
+                    payload, key = self._gathered[rank][: self._sizes[rank]], key_of(self._key, _SECOND, rank)
+                    self._codecs[rank].decode(payload, key, self._whole[part])
 
 
 def _with_residual(flat: Tensor, memory: Memory) -> Tensor:

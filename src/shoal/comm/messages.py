@@ -8,7 +8,7 @@ import msgspec
 
 from shoal.membership import Lanes, Standing, World
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised whenever a message changes; both sides must speak the same."""
 
 
@@ -186,12 +186,13 @@ class Enter(Message, frozen=True):
 class Pause(Message, frozen=True):
     """Stop in this generation and report: at once, or at the first boundary at which all have got this.
 
-    ``probe``: try first which of the others can be reached.
+    ``probe``: try first which of the others can be reached. ``leaving``: who hands over then what it alone holds.
     """
 
     generation: int
     at_boundary: bool
     probe: bool = False
+    leaving: tuple[str, ...] = ()
 
 
 class Deal(Message, frozen=True):

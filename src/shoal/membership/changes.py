@@ -148,13 +148,15 @@ class Announce:
 class Halt:
     """Tell the members to stop and report: at once, or at the first boundary that all of them can name.
 
-    ``probe``: each is to try first which of the others it can reach.
+    ``probe``: each is to try first which of the others it can reach. ``leaving``: at that boundary these hand over to
+    the others what they alone hold.
     """
 
     generation: int
     members: tuple[str, ...]
     at_boundary: bool
     probe: bool = False
+    leaving: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -239,7 +239,9 @@ def _halt(state: State, *, at_boundary: bool, probe: bool = False) -> Result:
         state, phase=Phase.HALTING, awaited=awaited, planned=at_boundary, deal_in_flight=False, deal_wanted=False
     )
     wait = Await(Phase.HALTING, state.generation)
-    out: list[Action] = [Halt(state.generation, tuple(sorted(awaited)), at_boundary, probe), wait] if awaited else []
+    leaving = tuple(sorted(state.leaving & awaited)) if at_boundary else ()
+    halt = Halt(state.generation, tuple(sorted(awaited)), at_boundary, probe, leaving)
+    out: list[Action] = [halt, wait] if awaited else []
     state, actions = _form_if_all_reported(state)
     return state, out + actions
 

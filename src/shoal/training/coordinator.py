@@ -228,6 +228,8 @@ class Coordinator:
         self._detector.forget(worker)
         if worker in self._state.present:
             self.note("lost", worker=worker, reason=reason)
+            if norm := self._figures.get(worker, {}).get("residual_norm"):
+                self.note("residual_dropped", worker=worker, norm=norm, reason="only the lost worker had it")
             self._apply(m.Lost(worker, reason))
 
     def _check_deadlines(self, now_s: float) -> None:
@@ -282,7 +284,10 @@ class Coordinator:
                     self._announce(action.world)
                 case m.Halt():
                     self.note("halt", generation=action.generation, at_boundary=action.at_boundary)
-                    pause = msg.Pause(generation=action.generation, at_boundary=action.at_boundary, probe=action.probe)
+                    pause = msg.Pause(
+                        generation=action.generation, at_boundary=action.at_boundary, probe=action.probe,
+                        leaving=action.leaving,
+                    )  # fmt: skip
                     self._send(action.members, pause)
                 case m.Redeal():
                     deal = msg.Deal(generation=action.generation, number=action.number, lanes=action.lanes)

@@ -227,6 +227,7 @@ class Member:
     def _obey(self, order: Order) -> None:
         match order:
             case msg.Pause():
+                self._hand_over(order)
                 self.paused = True
             case msg.Conclude():
                 self._last_step = self._step
@@ -238,6 +239,14 @@ class Member:
                 taken = msg.Taken(generation=self._world.generation, number=order.number, step=self._step)
                 self._kit.agent.send(taken)
 
+    def _hand_over(self, pause: msg.Pause) -> None:
+        """What the leavers have not sent yet goes to those who stay."""
+        stay = set(self._world.members) - set(pause.leaving)
+        memories = self._kit.replica.session.memories
+        if pause.leaving and stay and memories.keeps_residuals:
+            assert self.group is not None
+            memories.level(self.group, active=self._name in stay and self._shadow is None)
+
     # What others are told
 
     def _tell(self, done: Round, num_steps: int) -> None:
@@ -246,15 +255,18 @@ class Member:
         count = done.roll.ledger.count
         loss, per_s = done.roll.loss_sum / count, count / self._round_s
         measured = self._scene.meter.committed(num_steps, self._kit.replica.session.times)
+        memories = self._kit.replica.session.memories
+        if measured and memories.keeps_residuals:
+            measured["residual_norm"] = memories.norm()
         self._figures = {**self._figures, "loss": loss, "samples_per_s": per_s, "epoch": done.epoch, **measured}
         self._kit.agent.at("compute", step=self._step)
         self._kit.agent.tell(self._figures)
-        self._losses.append(loss)
+        self._losses += [loss] * num_steps
         every = self._kit.job.log_every_steps
         if self._step // every > (self._step - num_steps) // every:
             if self._leader:
-                loss, num_rounds = sum(self._losses) / len(self._losses), len(self._losses)
-                self._kit.agent.note("progress", step=self._step, epoch=done.epoch, loss=loss, num_steps=num_rounds)
+                mean, count = sum(self._losses) / len(self._losses), len(self._losses)
+                self._kit.agent.note("progress", step=self._step, epoch=done.epoch, loss=mean, num_steps=count)
             self._losses.clear()
         self._tell_participation(done)
 
