@@ -309,3 +309,15 @@ def tree_sum(rows: Array, sums: Array) -> None:
         for i in range(half):
             halves[i] += halves[half + i]
     sums[:] = halves[0]
+
+
+@kernel
+def outer_sum(p: Array, q: Array, out: Array) -> None:
+    """``plain.outer_sum``."""
+    for i in range(out.shape[0]):
+        row = out[i]
+        for j in range(row.size):
+            row[j] = p[i, 0] * q[0, j]
+        for k in range(1, q.shape[0]):
+            for j in range(row.size):
+                row[j] += p[i, k] * q[k, j]

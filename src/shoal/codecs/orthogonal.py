@@ -5,6 +5,8 @@ Libraries for it sum in an order that depends on the processor.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -35,17 +37,15 @@ def orthogonal(matrix: Tensor) -> Tensor:
 
 
 def outer_sum(p: Tensor, q: Tensor, out: Tensor) -> None:
-    """Write p q^T to ``out`` (rows, columns), of (rows, r) and (columns, r)."""
-    torch.mul(p[:, :1], q[:, 0], out=out)
-    for k in range(1, p.shape[1]):
-        out.add_(p[:, k : k + 1] * q[:, k])
+    """Write p q^T to ``out`` (rows, columns), of (rows, r) and (columns, r), all float32."""
+    run("outer_sum", p.contiguous(), q.T.contiguous(), out)
 
 
-def fresh_where_dead(columns: Tensor, fresh: Tensor) -> Tensor:
-    """Columns (rows, r) brought to length 1; one that is zero or not finite is replaced by its like in ``fresh``."""
+def unit_or_new(columns: Tensor, new: Callable[[], Tensor]) -> Tensor:
+    """Columns (rows, r) brought to length 1; one that is zero or not finite is replaced by its like in ``new()``."""
     unit = _unit(columns.to(torch.float64)).to(torch.float32)
     alive = unit.isfinite().all(0) & (unit != 0).any(0)
-    return torch.where(alive, unit, fresh)
+    return unit if alive.all() else torch.where(alive, unit, new().to(unit.device))
 
 
 def _unit(columns: Tensor) -> Tensor:

@@ -86,6 +86,13 @@ def tree_sum(rows: Tensor, sums: Tensor) -> None:
     sums.copy_(halves[0])
 
 
+def outer_sum(p: Tensor, q: Tensor, out: Tensor) -> None:
+    """The sum over k of p (rows, r) times q (r, columns), the lowest k first, into (rows, columns), all float32."""
+    torch.mul(p[:, :1], q[0], out=out)
+    for k in range(1, q.shape[0]):
+        out.add_(p[:, k : k + 1] * q[k])
+
+
 def _parts(
     block: int, per_byte: int, entries: Tensor, scales: Tensor, codes: Tensor, noise: Tensor | None = None
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:

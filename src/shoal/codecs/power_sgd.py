@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import isqrt, prod
 
 import torch
@@ -21,7 +22,7 @@ from shoal.codecs.codec import (
     payload_for,
 )
 from shoal.codecs.noise import subkey, uniform, words
-from shoal.codecs.orthogonal import fresh_where_dead, orthogonal, outer_sum
+from shoal.codecs.orthogonal import orthogonal, outer_sum, unit_or_new
 from shoal.errors import ConfigError
 
 
@@ -101,11 +102,12 @@ class PowerSGD:
         _expand(parts, ps, own_qs, own)
         qs = _unpack_second((yield torch.cat([q.reshape(-1) for q in own_qs])), parts)
         _expand(parts, ps, qs, total)
-        fresh = [q.to(x.device) for q in self._new_state(shapes, key)]
-        return Summed(total, own, tuple(fresh_where_dead(q, new) for q, new in zip(qs, fresh, strict=True)))
+        compressed = (part for part in parts if part.rank)
+        new = (unit_or_new(q, partial(_new_q, part, key)) for q, part in zip(qs, compressed, strict=True))
+        return Summed(total, own, tuple(new))
 
     def _new_state(self, shapes: Shapes, key: int) -> State:
-        return tuple(_new_q(part, subkey(key, part.start)) for part in self._parts(shapes) if part.rank)
+        return tuple(_new_q(part, key) for part in self._parts(shapes) if part.rank)
 
     def _parts(self, shapes: Shapes) -> list[_Part]:
         parts, start = [], 0
@@ -140,7 +142,7 @@ def _as_square(num_entries: int) -> Shapes:
 
 
 def _new_q(part: _Part, key: int) -> Tensor:
-    entries = uniform(part.columns * part.rank, words(key), torch.device("cpu"))
+    entries = uniform(part.columns * part.rank, words(subkey(key, part.start)), torch.device("cpu"))
     return (2 * entries - 1).view(part.columns, part.rank)
 
 
