@@ -59,15 +59,15 @@ class Work:
             self._group.check()
 
     def _waited(self) -> bool:
-        try:
-            if self._group.seat.device == "cpu":
+        if self._group.seat.device == "cpu":
+            with suppress(RuntimeError):
                 self._handle.wait(_GLANCE)
-            else:
-                self._handle.wait()
+            if not self._handle.is_completed():
+                return False
+        try:  # it may have ended, well or not, just after the glance
+            self._handle.wait()
         except RuntimeError as error:
-            if self._handle.is_completed():
-                raise self._group.translated(error) from error
-            return False
+            raise self._group.translated(error) from error
         return True
 
 
