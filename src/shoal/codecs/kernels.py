@@ -296,28 +296,29 @@ def _level(counts: Array, need: int) -> tuple[int, int]:
 
 @kernel
 def tree_sum(rows: Array, sums: Array) -> None:
-    """``plain.tree_sum``."""
-    half = 1
+    """``plain.tree_sum``, on the flat entries: loops compile in much less time than operations on rows."""
+    flat, width, half = rows.ravel(), rows.shape[1], 1
     while 2 * half < rows.shape[0]:
         half *= 2
-    halves = np.zeros((half, rows.shape[1]))
-    halves[: min(half, rows.shape[0])] = rows[:half]
-    for i in range(rows.shape[0] - half):
-        halves[i] += rows[half + i]
+    halves = np.zeros(half * width)
+    for i in range(min(halves.size, flat.size)):
+        halves[i] = flat[i]
+    for i in range(flat.size - halves.size):
+        halves[i] += flat[halves.size + i]
     while half > 1:
         half //= 2
-        for i in range(half):
-            halves[i] += halves[half + i]
-    sums[:] = halves[0]
+        for i in range(half * width):
+            halves[i] += halves[half * width + i]
+    for i in range(width):
+        sums[i] = halves[i]
 
 
 @kernel
 def outer_sum(p: Array, q: Array, out: Array) -> None:
     """``plain.outer_sum``."""
     for i in range(out.shape[0]):
-        row = out[i]
-        for j in range(row.size):
-            row[j] = p[i, 0] * q[0, j]
+        for j in range(out.shape[1]):
+            out[i, j] = p[i, 0] * q[0, j]
         for k in range(1, q.shape[0]):
-            for j in range(row.size):
-                row[j] += p[i, k] * q[k, j]
+            for j in range(out.shape[1]):
+                out[i, j] += p[i, k] * q[k, j]
