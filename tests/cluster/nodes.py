@@ -1,65 +1,55 @@
-"""Hosts in network namespaces of one machine, bare or as Ray nodes: real addresses, real deaths, real cuts."""
+"""Hosts of a lab, bare or as Ray nodes: real addresses, real deaths, real cuts."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from shoal.lab import Host, Lab, LabSpec, why_not
+
+__all__ = ["Cluster", "Node", "cluster", "why_not"]
+
 PORT = 6379
-SUBNET = "10.83.61"
+MOST_NODES = 4
 START_S = 120.0
 
 
-def why_not() -> str:
-    """Why this machine cannot hold such a cluster, or nothing."""
-    if shutil.which("ip") is None:
-        return "needs `ip`, of iproute2"
-    name = f"shoal-{uuid.uuid4().hex[:6]}"
-    made = _ip("netns", "add", name, check=False)
-    if made.returncode:
-        return f"needs network namespaces: {made.stderr.strip()}"
-    _ip("netns", "del", name)
-    return ""
-
-
-@dataclass
+@dataclass(frozen=True)
 class Node:
     """A host with an address of its own. ``run`` and ``spawn`` start processes on it; ``kill`` ends all that it has."""
 
-    namespace: str
-    address: str
+    host: Host
+    lab: Lab
     env: dict[str, str]
+
+    @property
+    def address(self) -> str:
+        return self.host.address
 
     def spawn(self, command: Sequence[str], log: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
         with log.open("ab") as output:
             return subprocess.Popen(
-                ["ip", "netns", "exec", self.namespace, *command],
+                [*self.host.prefix, *command],
                 env={**self.env, **env}, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             )  # fmt: skip
 
     def run(self, command: Sequence[str], env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-        full = ["ip", "netns", "exec", self.namespace, *command]
+        full = [*self.host.prefix, *command]
         return subprocess.run(full, env={**self.env, **env}, capture_output=True, text=True, timeout=180, check=False)
 
     def pids(self) -> list[int]:
-        return [int(line) for line in _ip("netns", "pids", self.namespace, check=False).stdout.split()]
+        return self.host.pids()
 
     def kill(self) -> None:
-        """SIGKILL to every process in this host's namespace, which only this cluster has, until none is left."""
-        while pids := self.pids():
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        self.lab.kill(self.host)
 
 
 @dataclass
@@ -67,7 +57,7 @@ class Cluster:
     """``nodes``, the first of them the head; ``folder`` holds what they write."""
 
     folder: Path
-    bridge: str
+    lab: Lab
     env: dict[str, str]
     nodes: list[Node] = field(default_factory=list)
     children: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -81,18 +71,14 @@ class Cluster:
         return f"{self.head.address}:{PORT}"
 
     def add_host(self) -> Node:
-        """A host on the bridge, with nothing running."""
-        number = len(self.nodes) + 1
-        node = Node(f"{self.bridge}n{number}", f"{SUBNET}.{number}", self.env)
+        """One more host, with nothing running."""
+        node = Node(self.lab.hosts[len(self.nodes)], self.lab, self.env)
         self.nodes.append(node)
-        _add_host(node, self.bridge, number)
         return node
 
     def part(self, *nodes: Node) -> None:
         """No packet passes between these nodes any more; each still reaches all others."""
-        for node in nodes:
-            port = f"{self.bridge}o{self.nodes.index(node) + 1}"
-            subprocess.run(["bridge", "link", "set", "dev", port, "isolated", "on"], check=True, capture_output=True)
+        self.lab.part(*(node.host for node in nodes))
 
     def add(self, num_cpus: int, hidden: Path | None = None) -> Node:
         """Start a node, the first as head, and wait until Ray counts it. It sees nothing in the folder ``hidden``."""
@@ -121,42 +107,21 @@ class Cluster:
         raise TimeoutError(f"Ray had not {count} nodes within {START_S:g} s: {answer and answer.stderr[-2000:]}")
 
     def close(self) -> None:
-        for node in self.nodes:
-            node.kill()
+        self.lab.down()
         for child in self.children:
             child.wait(30)
-        for number, node in enumerate(self.nodes, 1):
-            _ip("link", "del", f"{self.bridge}o{number}", check=False)  # else it goes when the kernel gets round to it
-            _ip("netns", "del", node.namespace, check=False)
-        _ip("link", "del", self.bridge, check=False)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @contextmanager
 def cluster(env: Mapping[str, str]) -> Iterator[Cluster]:
     """A Ray cluster without a node so far. Its processes have ``env`` too. Nothing of it is left afterwards."""
-    name = f"sh{uuid.uuid4().hex[:5]}"
     ours = {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    folder = Path(tempfile.mkdtemp(prefix="shoal-ray-", dir="/tmp"))  # short, for Ray's sockets
-    made = Cluster(folder, name, {**inherited, **ours, "TMPDIR": str(folder), **env})
-    try:
-        _ip("link", "add", name, "type", "bridge")
-        _ip("link", "set", name, "up")
-        yield made
-    finally:
-        made.close()
-
-
-def _add_host(node: Node, bridge: str, number: int) -> None:
-    inside, outside = f"{bridge}i{number}", f"{bridge}o{number}"
-    _ip("netns", "add", node.namespace)
-    _ip("link", "add", outside, "type", "veth", "peer", "name", inside)
-    _ip("link", "set", inside, "netns", node.namespace)
-    _ip("link", "set", outside, "master", bridge, "up")
-    for words in (f"addr add {node.address}/24 dev {inside}", f"link set {inside} up", "link set lo up"):
-        _ip("-n", node.namespace, *words.split())
-
-
-def _ip(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["ip", *words], capture_output=True, text=True, check=check)
+    with Lab(LabSpec(hosts=MOST_NODES)) as lab:
+        folder = Path(tempfile.mkdtemp(prefix="shoal-ray-", dir="/tmp"))  # short, for Ray's sockets
+        made = Cluster(folder, lab, {**inherited, **ours, "TMPDIR": str(folder), **env})
+        try:
+            yield made
+        finally:
+            made.close()
