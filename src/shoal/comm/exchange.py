@@ -23,7 +23,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from shoal.codecs import Codec, LinearCodec, Summed
+from shoal.codecs import Codec, LinearCodec, Summed, keep_residual
 from shoal.comm.collectives import Group, Work
 from shoal.lanes.hashing import key_of
 
@@ -32,7 +32,7 @@ Shapes = tuple[tuple[int, ...], ...]
 _FIRST, _SECOND = 1, 2
 _ALIGNED = 1024
 """Ranges are multiples of so many entries, which every codec's blocks divide."""
-_PIECE = 1 << 18
+_PIECE = 1 << 19
 """Entries that travel together."""
 
 
@@ -238,9 +238,7 @@ class _Piece:
         codec, payload = self._codecs[rank], out[: self._sizes[rank]]
         codec.encode(vector, key, payload)
         if self._room is not None:
-            residual = self._room[self._ranges[rank]]
-            codec.decode(payload, key, residual)
-            torch.sub(vector, residual, out=residual)
+            keep_residual(codec, vector, payload, key, self._room[self._ranges[rank]])
 
     def turn(self) -> None:
         self._times.await_(self._work)

@@ -11,6 +11,7 @@ Indices = npt.NDArray[np.int64]
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _FIRST = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND = np.uint64(0x94D049BB133111EB)
+_MASK = (1 << 64) - 1
 
 
 def mix(words: Words) -> Words:
@@ -23,10 +24,18 @@ def mix(words: Words) -> Words:
 
 def key_of(*parts: int) -> int:
     """One 64-bit key from several integers."""
-    key = np.zeros(1, np.uint64)
+    key = 0
     for part in parts:
-        key = mix(key ^ np.asarray([part & 0xFFFFFFFFFFFFFFFF], np.uint64))
-    return int(key[0])
+        key = _mixed(key ^ (part & _MASK))
+    return key
+
+
+def _mixed(word: int) -> int:
+    """``mix`` of one word, without an array's cost."""
+    word = (word + int(_GAMMA)) & _MASK
+    word = ((word ^ (word >> 30)) * int(_FIRST)) & _MASK
+    word = ((word ^ (word >> 27)) * int(_SECOND)) & _MASK
+    return word ^ (word >> 31)
 
 
 def permutation(size: int, key: int) -> Indices:
