@@ -4,26 +4,39 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from shoal.codecs import Codec, Int8, TopK, device
+from shoal.codecs import Codec, Int8, TopK, device, keep_residual, plain
 from tests.codecs.cases import COMPILED, KEY, SIZES, Make, decoded, gradient, same_bits
 
 every_compiled_codec = pytest.mark.parametrize("make", COMPILED.values(), ids=COMPILED.keys())
 
 
+class Plain:
+    """The plain loops in the place of the compiled ones, which are handed arrays."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *given: getattr(plain, name)(
+            *(torch.from_numpy(a) if isinstance(a, np.ndarray) else a for a in given)
+        )
+
+
 def both_ways(codec: Codec, vector: Tensor, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Tensor], list[Tensor]]:
-    """Payload, decoded and added: compiled, then plain."""
+    """Payload, decoded, added and what is left: compiled, then plain."""
     results = []
     for _ in range(2):
         payload, added = codec.encode(vector, KEY), gradient(vector.numel(), seed=9)
         codec.decode(payload, KEY, added, add=True)
-        results.append([payload, decoded(codec, vector), added])
-        monkeypatch.setattr(device, "compiled", lambda: None)
+        left = torch.empty(vector.numel())
+        keep_residual(codec, vector, payload, KEY, left)
+        results.append([payload, decoded(codec, vector), added, left])
+        monkeypatch.setattr(device, "compiled", Plain)
     monkeypatch.undo()
     return results[0], results[1]
 

@@ -48,7 +48,7 @@ def test_each_direction_is_limited_where_it_leaves():
 
 
 def test_an_idle_link_may_send_4_ms_at_once_and_at_least_some_frames():
-    assert plan.burst_bytes(100_000_000) == 50_000
+    assert plan.burst_bytes(100_000_000) == 80_000
     assert plan.burst_bytes(64_000) == 4_096
 
 

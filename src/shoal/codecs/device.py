@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -12,14 +13,14 @@ from shoal.codecs import plain
 
 
 def run(name: str, *arguments: Any) -> None:
-    """Call the loop of that name; the first argument is a tensor, whose device decides."""
-    kernels = compiled() if arguments[0].device.type == "cpu" else None
-    if kernels is None:
+    """Call the loop of that name. The first argument's device decides, if it is a tensor and not an array."""
+    if isinstance(arguments[0], Tensor) and arguments[0].device.type != "cpu":
         getattr(plain, name)(*arguments)
     else:
-        getattr(kernels, name)(*(a.numpy() if isinstance(a, Tensor) else a for a in arguments))
+        getattr(compiled(), name)(*(a.numpy() if isinstance(a, Tensor) else a for a in arguments))
 
 
-def compiled() -> ModuleType | None:
+@cache
+def compiled() -> ModuleType:
     """The compiled loops. The first call takes half a second."""
     return import_module("shoal.codecs.kernels")

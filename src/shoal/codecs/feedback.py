@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from shoal.codecs.codec import Codec
+from shoal.codecs.one_bit import OneBit
 
 
 def keep_residual(codec: Codec, vector: Tensor, payload: Tensor, key: int, out: Tensor) -> None:
@@ -16,5 +17,8 @@ def keep_residual(codec: Codec, vector: Tensor, payload: Tensor, key: int, out: 
 
     Where the vector or what was decoded is not a finite number, neither is the residual: do not keep that.
     """
-    codec.decode(payload, key, out)
-    torch.sub(vector, out, out=out)
+    if isinstance(codec, OneBit):
+        codec.keep(vector, payload, out)
+    else:
+        codec.decode(payload, key, out)
+        torch.sub(vector, out, out=out)

@@ -256,6 +256,19 @@ def one_bit_decode(scales: Array, codes: Array, block: int, out: Array, add: boo
 
 
 @kernel
+def one_bit_keep(vector: Array, scales: Array, codes: Array, block: int, out: Array) -> None:
+    """``plain.one_bit_keep``."""
+    for b in range(scales.size):
+        start = b * block
+        scale, q = scales[b], codes[start // 8 : (start + block) // 8]
+        x, o = vector[start : start + block], out[start : start + block]
+        for plane in range(8):
+            theirs, ours = x[plane * q.size : (plane + 1) * q.size], o[plane * q.size : (plane + 1) * q.size]
+            for i in range(ours.size):
+                ours[i] = theirs[i] - (-scale if (q[i] >> u8(plane)) & u8(1) else scale)
+
+
+@kernel
 def top_k(vector: Array, values: Array, indices: Array) -> None:
     """By counting: the upper 16 bits of the magnitudes, then the lower 15 of those that share the k-th one's upper."""
     bits = vector.view(i32)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from shoal.codecs import blockwise
-from shoal.codecs.codec import check_vector
+from shoal.codecs.codec import check_vector, floats
+from shoal.codecs.device import run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,11 @@ class OneBit:
 
     def decode(self, payload: Tensor, key: int, out: Tensor, *, add: bool = False) -> None:
         blockwise.decode("one_bit_decode", self._layout(out.numel()), payload, out, add)
+
+    def keep(self, vector: Tensor, payload: Tensor, out: Tensor) -> None:
+        """``keep_residual`` in one pass."""
+        layout = self._layout(out.numel())
+        run("one_bit_keep", floats(vector), *layout.split(payload), layout.block, out)
 
     def _layout(self, num_entries: int) -> blockwise.Layout:
         return blockwise.Layout(1, self.block, num_entries)

@@ -65,6 +65,12 @@ def one_bit_decode(scales: Tensor, codes: Tensor, block: int, out: Tensor, add: 
         _put(rows, torch.where(bits.bool(), -scale, scale), add)
 
 
+def one_bit_keep(vector: Tensor, scales: Tensor, codes: Tensor, block: int, out: Tensor) -> None:
+    """What is left of the vector."""
+    one_bit_decode(scales, codes, block, out, add=False)
+    torch.sub(vector, out, out=out)
+
+
 def top_k(vector: Tensor, values: Tensor, indices: Tensor) -> None:
     """The k entries of greatest magnitude by rising index; of equal ones, those with the lower index."""
     magnitudes = vector.view(torch.int32) & 0x7FFFFFFF

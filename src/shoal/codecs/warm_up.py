@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from shoal.codecs.codec import MOST_ENTRIES, Codec
+from shoal.codecs.feedback import keep_residual
 
 NUM_ENTRIES = 2**14
 """Few, but so many that a matrix of them is worth decomposing."""
@@ -20,3 +21,4 @@ def warm_up(codec: Codec) -> None:
     payload = small.encode(torch.ones(NUM_ENTRIES), 0)
     for add in (False, True):
         small.decode(payload, 0, torch.zeros(NUM_ENTRIES), add=add)
+    keep_residual(small, torch.ones(NUM_ENTRIES), payload, 0, torch.zeros(NUM_ENTRIES))

@@ -119,8 +119,8 @@ class Group:
 
     def all_gather_rows(self, received: Tensor, row: Tensor) -> Work:
         """Start to give ``row`` (n,) to all members: row r of ``received`` (world_size, n) is rank r's."""
-        if self._backend is None:
-            received.copy_(row.view(1, -1))
+        if self.seat.device == "cpu":  # gloo's own goes round in a ring, and waits at every turn
+            return self.all_to_all(received, row.expand(self.seat.world_size, -1).contiguous())
         options = _c10d.AllgatherOptions()
         options.timeout = self._options.timeout
         return self._start(row, lambda backend: backend._allgather_base(received.view(-1), row, options))

@@ -32,8 +32,9 @@ Shapes = tuple[tuple[int, ...], ...]
 _FIRST, _SECOND = 1, 2
 _ALIGNED = 1024
 """Ranges are multiples of so many entries, which every codec's blocks divide."""
-_PIECE = 1 << 19
-"""Entries that travel together."""
+_ROW_BYTES = 1 << 15
+"""What travels together from one member to another, about: on a link that several connections share, rows of several
+times that leave it idle at their ends, and smaller ones cost processor."""
 
 
 @dataclass
@@ -174,13 +175,15 @@ class Riding:
 class Split:
     """All-to-all, sum, all-gather. Wire: (world_size - 1) / world_size of the vector's payload, twice.
 
-    In pieces of at most 256 Ki entries: while one is on the wire another is encoded or decoded.
+    In pieces: while one is on the wire another is encoded or decoded.
     """
 
     def __init__(self, group: Group, codec: Codec, num_entries: int, times: Times) -> None:
         self.after: Memory | None = None
         self._times = times
-        bounds = [*range(0, num_entries, _PIECE), num_entries]
+        num_pieces = -(-codec.payload_bytes(num_entries) // (_ROW_BYTES * group.seat.world_size))
+        size = -(-num_entries // (num_pieces * _ALIGNED)) * _ALIGNED
+        bounds = [*range(0, num_entries, size), num_entries]
         self._pieces = [
             _Piece(group, codec.share(high - low, num_entries), slice(low, high), times)
             for low, high in pairwise(bounds)
