@@ -19,6 +19,7 @@ import shoal
 from shoal.launch.rehearsal import about, prepared
 from shoal.launch.run import list_runs, runs_folder
 
+DILOCO = "strategy=shoal.DiLoCo(sync_every_steps=4, codec=shoal.Int8())"
 BROKEN_JOBS = {
     "does not import": ({"import torch\n": "import torch\nimport nothing_of_the_kind\n"}, r"job\.py:6: ModuleNotFound"),
     "is no Python": ({"class Line:": "class Line"}, r"job\.py:15: SyntaxError"),
@@ -48,6 +49,18 @@ BROKEN_JOBS = {
         "as a scalar tensor",
     ),
     "has a loss without gradient": ({"mse_loss(model(batch[0])": "mse_loss(batch[1]"}, "it has no gradient"),
+    "sends more entries than there are": (
+        {"global_batch=8": "strategy=shoal.AllReduce(codec=shoal.TopK(99)), global_batch=8"},
+        r"TopK\(k=99.*5",
+    ),
+    "has a strategy that cannot use its codec": (
+        {"global_batch=8": "strategy=shoal.AllReduce(codec=shoal.PowerSGD(), delay=1), global_batch=8"},
+        "use delay=0 or another codec",
+    ),
+    "has a codec that does not take its numbers": (
+        {"nn.Linear(4, 1)": "nn.Linear(4, 1).double()", "global_batch=8": DILOCO + ", global_batch=8"},
+        "float64",
+    ),
     "wants a device that is not there": ({"epochs=2": 'device="cuda", epochs=2'}, "this machine has none"),
 }
 

@@ -114,6 +114,6 @@ def test_what_the_last_worker_holds_is_stored_before_it_leaves():
     folder = RunFolder((runs_folder() / "lonely").resolve())
     with FaultPlan().leave(at_step=20).befalling(folder):
         run = shoal.train(seldom, workers=1, name=folder.name, options=QUIET)
-    first, second = of_kind(run, "generation")
+    _, second = of_kind(run, "generation")
     assert (second["origin"], second["base_step"] >= 20) == ("store", True)
     assert num_commits(shoal.load_model(run, job=job)).eq(1).all()

@@ -14,8 +14,10 @@ import pytest
 
 import shoal
 from shoal.comm import messages as msg
+from shoal.job.job import Balance
 from shoal.launch.run import find_run
 from shoal.launch.using import read_version
+from shoal.strategies import Strategy
 from shoal.training.commanding import command
 from tests.runs import counting
 from tests.runs.background import Background, in_background, who_outlives
@@ -32,6 +34,7 @@ JOB = make_job(
     steps=60,
     optimizer=adam,
     storing=shoal.Storing(every_steps=10, every_s=None, keep_last=2),
+    balance=Balance(enabled=False),
 )
 COUNTING = replace(counting.job, storing=shoal.Storing(every_steps=10, every_s=None))
 
@@ -86,6 +89,24 @@ def test_killed_whole_at_any_step_it_ends_in_the_same_bits(interrupted, final, s
     run = shoal.resume("run", job=JOB, options=QUIET)
     assert [event["base_step"] for event in run.events if event["kind"] == "generation"] == [0, stored]
     assert fingerprint(run) == final
+
+
+STRATEGIES: list[Strategy] = [
+    shoal.AllReduce(codec=shoal.OneBit()),
+    shoal.AllReduce(codec=shoal.PowerSGD()),
+    shoal.DiLoCo(sync_every_steps=5, codec=shoal.Int4(), fragments=2, overlap_steps=2),
+]
+"""What a version must hold of them: residuals, a codec's state, an outer optimizer's, the workers' own."""
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
+def test_what_a_strategy_remembers_is_stored(interrupted, strategy, monkeypatch, tmp_path):
+    job = replace(JOB, strategy=strategy)
+    interrupted(27, job)
+    resumed = shoal.resume("run", job=job, options=QUIET)
+    assert resumed.events[0]["kind"] == "joined" and newest(resumed.path) == 60
+    monkeypatch.setenv("SHOAL_RUNS", str(tmp_path / "uninterrupted"))
+    assert fingerprint(shoal.train(job, workers=2, options=QUIET)) == fingerprint(resumed)
 
 
 def test_killed_twice_it_ends_in_the_same_bits(interrupted, final):

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable
 
 import pytest
-import torch
 
 import shoal
 from shoal.events import Event
