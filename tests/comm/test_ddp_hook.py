@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from shoal.comm.ddp import ddp_hook, exchange_bucket
 from shoal.errors import ConfigError, Fault
 from tests.comm.ddp_crew import WIDTH, Crossed, crew, results, trained, wrapped
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "04_ddp_hook.py"
 SIZE = sum(p.numel() for p in Crossed().parameters())
 EVERY = [
     None, Cast("bf16"), Cast("fp16"), Int8(), Int8(stochastic=True), Int4(), OneBit(), TopK(100), RandomK(100),
@@ -94,6 +98,14 @@ def alone(line):
 def test_alone_nothing_is_lost(tmp_path):
     compressed, plain = results(1, alone, tmp_path)[0]
     assert torch.equal(compressed, plain)
+
+
+def test_the_example_runs_under_torchrun():
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(EXAMPLE)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert ran.returncode == 0, ran.stderr
+    assert float(ran.stdout.split()[-1]) > 0.8, ran.stdout
 
 
 # What was not sent

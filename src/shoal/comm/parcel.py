@@ -98,7 +98,7 @@ class Parcel:
         """Copies of what it remembers."""
         found: Kept = {}
         if self._memory.residual is not None:
-            pieces = self._memory.residual.split(self.contents.sizes)
+            pieces = torch.split(self._memory.residual, self.contents.sizes)
             found |= {f"residual/{n}": piece.clone() for n, piece in zip(self.contents.names, pieces, strict=True)}
         state = list(self._memory.state)
         for name, count in zip(self.contents.names, self._state_sizes, strict=True):
