@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from shoal.codecs import PowerSGD as PowerSGD
     from shoal.codecs import RandomK as RandomK
     from shoal.codecs import TopK as TopK
+    from shoal.comm.ddp import ddp_hook as ddp_hook
     from shoal.errors import Bug as Bug
     from shoal.errors import ConfigError as ConfigError
     from shoal.errors import Diverged as Diverged
@@ -57,6 +58,7 @@ _HOMES = {
     "shoal.launch.using": ("Account", "account", "evaluate", "load_model", "predict", "predictor"),
     "shoal.sources": ("Arrays", "Parquet"),
     "shoal.codecs": ("Cast", "Chain", "Int4", "Int8", "OneBit", "PowerSGD", "RandomK", "TopK"),
+    "shoal.comm.ddp": ("ddp_hook",),
     "shoal.optim": ("Nesterov",),
     "shoal.strategies": ("AllReduce", "DiLoCo", "LocalSGD"),
 }  # fmt: skip
