@@ -1,0 +1,104 @@
+"""Fashion-MNIST by an MLP of 1.86 million parameters, as a job: the same task for every strategy and peer.
+
+``ACCURACY_STRATEGY`` names one of ``SETTINGS``, ``ACCURACY_SEED`` the seed. Whatever exchanges the gradients, the
+samples of a step, the initial parameters and the schedule of the learning rate are the same.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import shoal
+from benchmarks.machine import REPOSITORY
+from shoal.job.job import Balance
+from shoal.metrics import Accuracy, LogLoss, Metric
+
+DATA = REPOSITORY / "examples" / "data"
+GLOBAL_BATCH = 128
+STEPS, WARM_UP = 768, 20
+EVALUATE_EVERY_STEPS = 32
+LEARNING_RATE, MOMENTUM = 0.15, 0.9
+WIDTH = 1024
+
+Images = tuple[Tensor, Tensor]
+
+SETTINGS: Mapping[str, shoal.AllReduce | shoal.LocalSGD | shoal.DiLoCo] = {
+    "allreduce_fp32": shoal.AllReduce(),
+    "allreduce_onebit": shoal.AllReduce(codec=shoal.OneBit()),
+    "local_sgd_8_int4": shoal.LocalSGD(sync_every_steps=8, codec=shoal.Int4()),
+    "diloco_16_int4": shoal.DiLoCo(
+        sync_every_steps=16,
+        outer=shoal.Nesterov(lr=0.7, momentum=0.6),
+        codec=shoal.Int4(),
+        fragments=4,
+        overlap_steps=8,
+    ),
+}
+"""What is compared, by name."""
+
+
+class Clothes:
+    """Ten classes; the MLP of ``benchmarks.loops``."""
+
+    def model(self) -> nn.Module:
+        return nn.Sequential(
+            nn.Linear(784, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 10)
+        )  # fmt: skip
+
+    def loss(self, model: nn.Module, batch: Images) -> Tensor:
+        images, labels = batch
+        return cross_entropy(model(scale(images)), labels)
+
+    def metrics(self, model: nn.Module, batch: Images) -> Mapping[str, Metric]:
+        images, labels = batch
+        scores = model(scale(images))
+        return {"accuracy": Accuracy.of(scores, labels), "log_loss": LogLoss.of(scores, labels)}
+
+
+def scale(images: Tensor) -> Tensor:
+    """From 0..255 to about zero mean and unit variance over the training images."""
+    return (images.float() / 255 - 0.286) / 0.353
+
+
+def arrays(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """``train`` or ``test``: images (n, 784) uint8 and labels (n,) int64."""
+    rows: pa.Table = pq.read_table(DATA / f"{name}.parquet").combine_chunks()
+    pixels = rows["image"].chunk(0)
+    images = np.frombuffer(pixels.buffers()[1], np.uint8, len(rows) * 784, pixels.offset * 784)
+    return images.reshape(-1, 784), rows["label"].to_numpy().astype(np.int64)
+
+
+def sgd(parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
+    """The same for every strategy and peer; ``fused`` is torch's fastest on a CPU."""
+    return torch.optim.SGD(parameters, lr=LEARNING_RATE, momentum=MOMENTUM, nesterov=True, fused=True)
+
+
+def warm_up_then_fall(step: int) -> float:
+    """The learning rate's factor: up over the first steps, then down to nothing at the last."""
+    return min(1.0, (step + 1) / WARM_UP) * (1 - step / STEPS)
+
+
+job = shoal.Job(
+    task=Clothes(),
+    train=shoal.Arrays(*arrays("train")),
+    test=shoal.Arrays(*arrays("test")),
+    optimizer=sgd,
+    strategy=SETTINGS[os.environ.get("ACCURACY_STRATEGY", "allreduce_fp32")],
+    schedule=warm_up_then_fall,
+    global_batch=GLOBAL_BATCH,
+    steps=STEPS,
+    seed=int(os.environ.get("ACCURACY_SEED", "0")),
+    evaluate_every_steps=EVALUATE_EVERY_STEPS,
+    log_every_steps=EVALUATE_EVERY_STEPS,
+    num_threads=1,
+    storing=shoal.Storing(every_s=None),
+    balance=Balance(enabled=False),
+)
