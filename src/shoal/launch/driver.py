@@ -79,6 +79,13 @@ class CoordinatorProcess:
             time.sleep(_TICK_S)
         raise ShoalError(f"the coordinator did not start within {_START_S:g} s; see {self._folder.path}/logs")
 
+    def is_up(self) -> bool:
+        """Whether it has said where it listens."""
+        try:
+            return self._folder.read_control().pid == self._child.pid
+        except ConfigError:
+            return False
+
     def end(self) -> None:
         """Kill one that is frozen; ``revive`` then starts another."""
         self._child.kill()
@@ -122,6 +129,7 @@ class Driver:
         self._stopping = False
         self._asked_at_s = -1.0
         self._heard_at_s = time.monotonic()
+        self._is_starting = False
         self._offset = folder.events_path.stat().st_size if folder.events_path.exists() else 0
         host, _, port = str(record.get("listen") or f"{fleet.host}:0").rpartition(":")
         self._coordinator = CoordinatorProcess(folder, host, int(port))
@@ -164,12 +172,16 @@ class Driver:
         for message in self._link.receive(_TICK_S, self._fleet.wake_fd):
             self._heard_at_s = time.monotonic()
             self._hear(message)
-        if time.monotonic() - self._heard_at_s > _COORDINATOR_SILENT_S:
+        if self._is_starting and self._coordinator.is_up():
+            self._is_starting, self._heard_at_s = False, time.monotonic()
+        patience_s = _START_S if self._is_starting else _COORDINATOR_SILENT_S
+        if time.monotonic() - self._heard_at_s > patience_s:
             self._heard_at_s = time.monotonic()
             self._coordinator.end()
         for gone in self._fleet.gone():
             self._lose(gone.name, gone.reason)
         if self._ended is None and self._coordinator.revive():
+            self._is_starting = True
             self._progress.say("the coordinator had ended; another has taken its place")
         while self._ended is None and len(self._crew.started_at_s) < self._target and self._may_start():
             self._start_worker(now_s)
