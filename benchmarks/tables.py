@@ -86,6 +86,46 @@ TABLES: Mapping[str, tuple[str, Sequence[Figure]]] = {
             Figure(key="ray_data_ratio", meaning="over Ray Data"),
         ),
     ),
+    "link": (
+        "A step's communication at 100 Mbit/s, 4 hosts, 1.86 million parameters",
+        (
+            Figure(key="fp32_over_limit", meaning="fp32, over the least that the rate allows", at_most=1.10),
+            Figure(key="int8_over_limit", meaning="int8, over the least that the rate allows", at_most=1.15),
+            Figure(key="int8_vs_ddp", meaning="int8: times faster a step than DDP", at_least=3.3),
+            Figure(key="onebit_vs_ddp", meaning="one bit: times faster a step than DDP", at_least=10),
+            Figure(key="int8_vs_best_hook", meaning="int8: than the best of torch's hooks that run", at_least=1.6),
+            Figure(key="onebit_vs_best_hook", meaning="one bit: than that hook"),
+            Figure(key="int8_vs_ddp_1gbit", meaning="int8: times faster than DDP at 1 Gbit/s"),
+        ),
+    ),
+    "time_to_accuracy": (
+        "Fashion-MNIST to a test accuracy of 0.88 at 100 Mbit/s, 4 hosts",
+        (
+            Figure(key="speedup_vs_ddp", meaning="our best setting: times sooner than DDP", at_least=20),
+            Figure(key="speedup_vs_best_hook", meaning="than DDP with torch's best hook that runs", at_least=5),
+            Figure(key="accuracy_gap_pp", meaning="accuracy given up at equal samples, percent points", at_most=0.3),
+        ),
+    ),
+    "codecs": (
+        "Codecs, on one thread",
+        (Figure(key="int8_gb_per_s", meaning="int8: GB/s of float32, encoding plus decoding", at_least=1.0),),
+    ),
+    "straggler": (
+        "One of 4 hosts at a third of its speed",
+        (
+            Figure(key="speedup_vs_static", meaning="times faster than with lanes that stay", at_least=1.5),
+            Figure(key="recovered_over_undisturbed", meaning="all equal again, over undisturbed", at_least=0.95),
+        ),
+    ),
+    "goodput": (
+        "A worker killed every 5 seconds",
+        (
+            Figure(key="goodput_allreduce", meaning="AllReduce: samples a second over undisturbed", at_least=0.85),
+            Figure(key="goodput_diloco", meaning="DiLoCo: samples a second over undisturbed", at_least=0.85),
+            Figure(key="samples_lost", meaning="samples lost", at_most=0),
+            Figure(key="samples_repeated", meaning="samples repeated", at_most=0),
+        ),
+    ),
 }
 
 

@@ -125,9 +125,9 @@ def _limit(where: Command, dev: str, rate: int | None) -> Command:
 
 
 def burst_bytes(rate: int) -> int:
-    """What a link that was idle may send at once: 6.4 ms' worth. It outlasts the kernel's timers, and at 100 Mbit/s holds
-    the 64 KiB that TCP hands down as one: less, and the kernel cuts each of those up in software. More would carry whole
-    messages for nothing, small ones above all, and flatter who sends little."""
+    """What a link that was idle may send at once: 6.4 ms' worth. It outlasts the kernel's timers, and at 100 Mbit/s
+    holds the 64 KiB that TCP hands down as one: with less the kernel cuts each of those up in software. More would
+    carry whole messages for nothing, small ones above all, and flatter who sends little."""
     return max(_LEAST_BURST_BYTES, round(rate * _BURST_S / 8))
 
 
