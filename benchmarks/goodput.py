@@ -214,7 +214,8 @@ def main() -> None:
     figures["kills"] = sum(len(story.kills) for story in stories)
     config = {
         "quick": options.quick, "workers": WORKERS, "batch": BATCH, "cost": options.cost, "step_s": STEP_S,
-        "width": WIDTH, "width_on_slow_links": WIDTH if options.quick else WIDE, "kill_every_s": KILL_EVERY_S, "settings": SETTINGS,
+        "width": WIDTH, "width_on_slow_links": WIDTH if options.quick else WIDE,
+        "kill_every_s": KILL_EVERY_S, "settings": SETTINGS,
     }  # fmt: skip
     finish("goodput", figures, config, seed=options.seed)
 

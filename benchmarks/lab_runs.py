@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from bisect import bisect_left, bisect_right
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -192,8 +191,7 @@ class LabRun:
         if not self._env["LAB_JOB_STRATEGY"].startswith("allreduce"):
             return Accounts(books.taken, books.lost, books.repeated)
         counts = num_commits(shoal.load_model(self.path), int(self._env["LAB_JOB_BATCH"]))
-        lost, repeated = lost_and_repeated(counts)
-        lost += max(0, books.due - int(sum(counts)))
+        lost, repeated = lost_and_repeated(counts, books.due)
         return Accounts(books.taken, max(books.lost, lost), max(books.repeated, repeated))
 
 
@@ -212,10 +210,13 @@ def num_commits(model: Any, global_batch: int) -> list[float]:
     return counted
 
 
-def lost_and_repeated(counts: Sequence[float]) -> tuple[int, int]:
-    """Of samples that were committed so often each: some epochs are whole, and one is under way at most, so that no two
-    counts may differ by more than one. Those that do are held against the count that most samples have."""
-    usual, _ = Counter(counts).most_common(1)[0]
-    near = Counter(count for count in counts if abs(count - usual) == 1).most_common(1)
-    low, high = sorted((usual, near[0][0] if near else usual))
-    return sum(count < low for count in counts), sum(count > high for count in counts)
+def lost_and_repeated(counts: Sequence[float], due: int) -> tuple[int, int]:
+    """Of samples that were committed so often each, ``due`` times in all: how many are missing, and are too many.
+
+    Each was due once an epoch, so that no two counts may differ by more than one. A part of a sample is a lost one.
+    """
+    least = due // len(counts)
+    most = least + (due % len(counts) > 0)
+    lost = sum(count < least or count % 1 != 0 for count in counts)
+    repeated = sum(count > most for count in counts)
+    return max(lost, round(due - sum(counts))), max(repeated, round(sum(counts) - due))
