@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from shoal.errors import ShoalError as ShoalError
     from shoal.errors import StoreFault as StoreFault
     from shoal.errors import VersionFault as VersionFault
+    from shoal.job import Balance as Balance
     from shoal.job import Job as Job
     from shoal.job import Patience as Patience
     from shoal.job import Predicts as Predicts
@@ -53,7 +54,7 @@ _HOMES = {
     "shoal.errors": (
         "Bug", "ConfigError", "Diverged", "Fault", "ShoalError", "StoreFault", "VersionFault",
     ),
-    "shoal.job": ("Job", "Patience", "Predicts", "Storing", "Task", "TensorSpec"),
+    "shoal.job": ("Balance", "Job", "Patience", "Predicts", "Storing", "Task", "TensorSpec"),
     "shoal.launch.run": ("Run", "Stopped", "TrainOptions", "resume", "train"),
     "shoal.launch.using": ("Account", "account", "evaluate", "load_model", "predict", "predictor"),
     "shoal.sources": ("Arrays", "Parquet"),

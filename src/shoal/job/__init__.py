@@ -1,11 +1,11 @@
 """What a user writes."""
 
-from shoal.job.job import Job, Patience, Storing
+from shoal.job.job import Balance, Job, Patience, Storing
 from shoal.job.loading import hash_job, load_job
 from shoal.job.options import describe, override, parse_settings
 from shoal.job.task import Batch, GroupsParameters, Predicts, Task, TensorSpec
 
 __all__ = [
-    "Batch", "GroupsParameters", "Job", "Patience", "Predicts", "Storing", "Task", "TensorSpec", "describe", "hash_job",
-    "load_job", "override", "parse_settings",
+    "Balance", "Batch", "GroupsParameters", "Job", "Patience", "Predicts", "Storing", "Task", "TensorSpec", "describe",
+    "hash_job", "load_job", "override", "parse_settings",
 ]  # fmt: skip
