@@ -88,6 +88,18 @@ def test_a_killed_worker_is_replaced_and_its_successor_heals(befallen):
     assert [event["worker"] for event in of_kind(run, "healed")] == ["w3"]
 
 
+def test_a_round_that_loses_a_worker_commits_what_the_others_did():
+    seldom = shoal.Storing(every_s=None, every_steps=10_000)
+    chosen = dataclasses.replace(job_with(shoal.LocalSGD(sync_every_steps=20)), storing=seldom)
+    folder = RunFolder((runs_folder() / "round").resolve())
+    with FaultPlan().kill(at_step=40, rank=1).befalling(folder):
+        run = shoal.train(chosen, workers=3, name=folder.name, options=QUIET)
+    lossy, *later = [e for e in of_kind(run, "participation") if e["lagging_lanes"]]
+    assert (lossy["alive"], lossy["committed"], lossy["lagging_lanes"]) == (2, 2, 21)
+    assert not later, "what the lost worker left is made up for in the next round"
+    check_counts(run, chosen)
+
+
 def test_the_leader_and_another_are_killed(befallen):
     befallen(FaultPlan().kill(at_step=30, rank=0).kill(at_step=40, rank=1))
 

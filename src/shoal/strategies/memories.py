@@ -108,7 +108,8 @@ class Memories:
         """Spread what the members have not sent yet evenly over those that are ``active``, and count these. A
         collective call.
 
-        Wire: an all-reduce of the parameters in float32.
+        Wire: an all-reduce of the parameters in float32. A fault in the middle of it leaves some members levelled and
+        others not: what is then sent twice or not at all is of the order of one residual.
         """
         count = torch.tensor([float(active)], device=group.seat.device)
         works = [group.all_reduce(count)]

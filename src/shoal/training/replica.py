@@ -105,6 +105,7 @@ class Replica:
 
     def update(self, step: int) -> None:
         """The optimizer's step from the gradients that are there, by the schedule of ``step``."""
+        self._pristine = False
         schedule = self.job.schedule
         if schedule is not None:
             factor = schedule(step)
