@@ -182,7 +182,10 @@ class LabRun:
     def stop(self) -> None:
         """Have the newest step stored, and end it."""
         command(self.folder, msg.Stop(reason="the benchmark is over"))
-        self._driver.wait(_PATIENCE_S)
+        try:
+            self._driver.wait(_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            raise shoal.ShoalError(f"{self.name} does not end {_PATIENCE_S:g} s after it was told to") from None
 
     def account(self) -> Accounts:
         """Whether each sample counts as often as it should, once the run is stopped. Loads torch."""

@@ -13,8 +13,9 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ LINK_ROWS, LINK_WIDTH = 64, 512
 LINK, SLOW_LINK = "100mbit", "20mbit"
 SETTLED = 0.95
 STATIC_SETTLE_S = 2
+DRAIN_S = 0.5
 SLOW_HOST = 1
 
 
@@ -54,7 +56,7 @@ QUICK = Durations(undisturbed_s=4, disturbed_s=8, equal_again_s=8, end_s=4, turn
 @dataclass(frozen=True)
 class Turn:
     """Samples a second with the balance in each phase, and without it while disturbed; the seconds until a new rate was
-    reached; how often lanes moved, and how many each host had in the end of the disturbance."""
+    reached; how often lanes moved, and how many each host had at the end of the disturbance and at that of the run."""
 
     undisturbed_per_s: float
     disturbed_per_s: float
@@ -64,6 +66,7 @@ class Turn:
     recover_s: float | None
     deals: int
     lanes: list[int]
+    lanes_again: list[int]
     lost: int | None = None
     repeated: int | None = None
 
@@ -83,12 +86,28 @@ class Trouble:
         if self.slow_cores is not None:
             lab.cpu(SLOW_HOST, self.slow_cores)
         if self.slow_link is not None:
-            lab.slow(SLOW_HOST, self.slow_link)
+            # While queues are empty: tbf never sends what waits in it and is larger than a burst that it is told later.
+            with frozen(lab):
+                time.sleep(DRAIN_S)
+                lab.slow(SLOW_HOST, self.slow_link)
 
     def end(self, lab: Lab) -> None:
         """All hosts are equal again."""
         lab.cpu(SLOW_HOST, CORES)
-        lab.slow(SLOW_HOST, None)
+        if self.slow_link is not None:
+            lab.slow(SLOW_HOST, None)
+
+
+@contextmanager
+def frozen(lab: Lab) -> Iterator[None]:
+    """Within this nothing runs on the hosts."""
+    for host in lab.hosts:
+        lab.freeze(host)
+    try:
+        yield
+    finally:
+        for host in lab.hosts:
+            lab.thaw(host)
 
 
 SLOW_PROCESSOR = Trouble("none", ROWS, WIDTH, slow_cores=SLOW_CORES)
@@ -107,14 +126,6 @@ class Runner:
         self.run.until_all_commit()
         for host in self.lab.hosts:
             self.lab.cpu(host, CORES)
-
-    def freeze(self) -> None:
-        for host in self.lab.hosts:
-            self.lab.freeze(host)
-
-    def thaw(self) -> None:
-        for host in self.lab.hosts:
-            self.lab.thaw(host)
 
     def rate(self, phase: Phase, end_s: float) -> float:
         """Samples a second at the end of a phase."""
@@ -139,11 +150,10 @@ def take_turn(name: str, trouble: Trouble, folder: Path, last: Durations) -> Tur
             runners.append(Runner(lab, stack.enter_context(run)))
         balanced, static = runners
         static.share_out()
-        static.freeze()
-        balanced.share_out()
-        found = go_through(balanced, trouble, last)
-        balanced.run.stop()
-        static.thaw()
+        with frozen(static.lab):
+            balanced.share_out()
+            found = go_through(balanced, trouble, last)
+            balanced.run.stop()
         trouble.begin(static.lab)
         static_per_s = static.rate(static.run.phase(STATIC_SETTLE_S + last.end_s), last.end_s)
         static.run.stop()
@@ -172,6 +182,7 @@ def go_through(balanced: Runner, trouble: Trouble, last: Durations) -> dict[str,
         "recover_s": balanced.settled_after(after, last.end_s),
         "deals": sum(e["kind"] == "deal" and e["reason"] == "balance" for e in run.events),
         "lanes": list(lanes.values()),
+        "lanes_again": list(lanes_of(run.events).values()),
     }
 
 

@@ -21,7 +21,7 @@ def event(at_s: float, kind: str, **rest: Any) -> dict[str, Any]:
 
 
 def turn(undisturbed: float, disturbed: float, again: float, static: float, settle_s: float | None = 1.0) -> Turn:
-    return Turn(undisturbed, disturbed, again, static, settle_s, 1.0, 2, [16, 16, 16, 16])
+    return Turn(undisturbed, disturbed, again, static, settle_s, 1.0, 2, lanes=[18, 10, 18, 18], lanes_again=[16] * 4)
 
 
 def test_a_rate_counts_the_parts_of_steps_at_both_ends_of_its_window() -> None:
