@@ -14,7 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from shoal.comm.ddp import ddp_hook, exchange_bucket
 from shoal.errors import ShoalError
-from tests.comm.crew import LONG_S, Crew
+from tests.comm.crew import LONG_S, Crew, forks
+
+SLOW = ["torch._dynamo", "shoal.codecs.kernels"]  # what DistributedDataParallel and the codecs load when first used
+forks.set_forkserver_preload(["shoal.comm.link", "shoal.comm.transfer", __name__, *SLOW])
 
 WIDTH = 40
 
