@@ -102,7 +102,7 @@ def train(rank: int, world_size: int, folder: Path, options: Mapping[str, Any]) 
     torch.manual_seed(options["seed"])
     plain = accuracy_job.Clothes().model()
     share, log = Share(rank, world_size, options["seed"]), Log(folder, leads=rank == 0)
-    optimizer = accuracy_job.sgd(plain.parameters())
+    optimizer = accuracy_job.SETTINGS["allreduce_fp32"].optimizer(plain.parameters())
     if world_size > 1:
         dist.init_process_group(
             "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size,

@@ -1,13 +1,14 @@
 """Fashion-MNIST by an MLP of 1.86 million parameters, as a job: the same task for every strategy and peer.
 
-``ACCURACY_STRATEGY`` names one of ``SETTINGS``, ``ACCURACY_SEED`` the seed. Whatever exchanges the gradients, the
-samples of a step, the initial parameters and the schedule of the learning rate are the same.
+``ACCURACY_STRATEGY`` names one of ``SETTINGS``, ``ACCURACY_SEED`` the seed, ``ACCURACY_STEPS`` another length. Whatever
+exchanges the gradients, the samples of a step, the initial parameters and the schedule's shape are the same.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -18,29 +19,49 @@ from torch.nn.functional import cross_entropy
 
 import shoal
 from benchmarks.machine import REPOSITORY
+from shoal.codecs import Codec
 from shoal.job.job import Balance
 from shoal.metrics import Accuracy, LogLoss, Metric
 
 DATA = REPOSITORY / "examples" / "data"
 GLOBAL_BATCH = 128
-STEPS, WARM_UP = 768, 20
+STEPS, WARM_UP = int(os.environ.get("ACCURACY_STEPS", "896")), 20
 EVALUATE_EVERY_STEPS = 32
-LEARNING_RATE, MOMENTUM = 0.15, 0.9
+LEARNING_RATE, MOMENTUM = 0.1, 0.9
 WIDTH = 1024
 
 Images = tuple[Tensor, Tensor]
 
-SETTINGS: Mapping[str, shoal.AllReduce | shoal.LocalSGD | shoal.DiLoCo] = {
-    "allreduce_fp32": shoal.AllReduce(),
-    "allreduce_onebit": shoal.AllReduce(codec=shoal.OneBit()),
-    "local_sgd_8_int4": shoal.LocalSGD(sync_every_steps=8, codec=shoal.Int4()),
-    "diloco_16_int4": shoal.DiLoCo(
-        sync_every_steps=16,
-        outer=shoal.Nesterov(lr=0.7, momentum=0.6),
-        codec=shoal.Int4(),
-        fragments=4,
-        overlap_steps=8,
-    ),
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A strategy, and the inner optimizer that suits it."""
+
+    strategy: shoal.AllReduce | shoal.LocalSGD | shoal.DiLoCo
+    learning_rate: float = LEARNING_RATE
+    momentum: float = MOMENTUM
+
+    def optimizer(self, parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
+        """``fused`` is torch's fastest on a CPU."""
+        nesterov = self.momentum > 0
+        return torch.optim.SGD(
+            parameters, lr=self.learning_rate, momentum=self.momentum, nesterov=nesterov, fused=True
+        )  # fmt: skip
+
+
+def local(every: int, codec: Codec, momentum: float = 0.8) -> Setting:
+    """Momentum is the outer optimizer's here: that of each worker by itself would carry it away from the others."""
+    outer = shoal.Nesterov(lr=1.0, momentum=momentum)
+    strategy = shoal.DiLoCo(sync_every_steps=every, outer=outer, codec=codec)
+    return Setting(strategy=strategy, learning_rate=0.2, momentum=0.0)
+
+
+SETTINGS: Mapping[str, Setting] = {
+    "allreduce_fp32": Setting(strategy=shoal.AllReduce()),
+    "allreduce_onebit": Setting(strategy=shoal.AllReduce(codec=shoal.OneBit())),
+    "diloco_8_int4": local(8, shoal.Int4()),
+    "diloco_8_onebit": local(8, shoal.OneBit()),
+    "diloco_4_onebit": local(4, shoal.OneBit()),
 }
 """What is compared, by name."""
 
@@ -76,22 +97,18 @@ def arrays(name: str) -> tuple[np.ndarray, np.ndarray]:
     return images.reshape(-1, 784), rows["label"].to_numpy().astype(np.int64)
 
 
-def sgd(parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
-    """The same for every strategy and peer; ``fused`` is torch's fastest on a CPU."""
-    return torch.optim.SGD(parameters, lr=LEARNING_RATE, momentum=MOMENTUM, nesterov=True, fused=True)
-
-
 def warm_up_then_fall(step: int) -> float:
     """The learning rate's factor: up over the first steps, then down to nothing at the last."""
     return min(1.0, (step + 1) / WARM_UP) * (1 - step / STEPS)
 
 
+setting = SETTINGS[os.environ.get("ACCURACY_STRATEGY", "allreduce_fp32")]
 job = shoal.Job(
     task=Clothes(),
     train=shoal.Arrays(*arrays("train")),
     test=shoal.Arrays(*arrays("test")),
-    optimizer=sgd,
-    strategy=SETTINGS[os.environ.get("ACCURACY_STRATEGY", "allreduce_fp32")],
+    optimizer=setting.optimizer,
+    strategy=setting.strategy,
     schedule=warm_up_then_fall,
     global_batch=GLOBAL_BATCH,
     steps=STEPS,

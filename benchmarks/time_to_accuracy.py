@@ -1,0 +1,229 @@
+"""Fashion-MNIST to 0.88 on the test set, by 4 hosts that links of 100 Mbit/s join, one thread each.
+
+Time counts from the first generation (DDP: its process group) to the first evaluation that reaches the target; starting
+processes and evaluating are left out, for all alike. All take the same samples in the same order, from the same
+parameters, with the same optimizer and schedule.
+
+In the full run torch's DDP, with and without its best hook, trains for real until it is there. With ``--quick`` its
+time is its measured step time multiplied by the steps that it needs: those of the kept full run, if it was of the same
+task; else they are found by the same optimisation in one process without an exchange, for which 50 s are too short.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import accuracy_gpt, accuracy_torchft
+from benchmarks.accuracy_job import GLOBAL_BATCH, LEARNING_RATE, MOMENTUM, SETTINGS, STEPS
+from benchmarks.accuracy_runs import Benches, plain, spec
+from benchmarks.accuracy_traces import Trace, draw, mean_gap_pp, read_record, table
+from benchmarks.loops import Loops
+from benchmarks.machine import RESULTS, finish, median_and_spread
+from shoal.lab import Lab
+
+TARGET = 0.88
+LINK = "100mbit"
+BEST = "diloco_8_int4"
+"""Our best setting."""
+TASK: Mapping[str, Any] = {
+    "target": TARGET, "steps": STEPS, "global_batch": GLOBAL_BATCH,
+    "learning_rate": LEARNING_RATE, "momentum": MOMENTUM,
+}  # fmt: skip
+OTHERS = tuple(name for name in SETTINGS if name not in (BEST, "allreduce_fp32"))
+HOOKS = ("ddp", "ddp_fp16")
+SEEDS = (0, 1, 2)
+EVALUATE_FROM = STEPS // 2
+"""DDP is not there before half of the schedule, and spares itself the evaluations."""
+
+
+@dataclass(frozen=True)
+class Wire:
+    """What a peer's step costs at the link's rate."""
+
+    step_s: float
+    sent_bytes: float
+
+
+def wires(lab: Lab, folder: Path, pairs: int, steps: int) -> dict[str, Wire]:
+    """DDP's steps with and without its hook, in turns."""
+    with Loops(lab, HOOKS, folder) as loops:
+        times: dict[str, list[float]] = {name: [] for name in HOOKS}
+        for name in HOOKS:
+            loops.run(name, "step", 1)
+        for pair in range(pairs):
+            for name in HOOKS if pair % 2 == 0 else HOOKS[::-1]:
+                times[name] += loops.run(name, "step", steps)
+        sent = {name: loops.sent_bytes(name, "step", 1) for name in HOOKS}
+    return {name: Wire(statistics.median(times[name]), sent[name]) for name in HOOKS}
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was measured. ``exact`` is DDP's optimisation by seed, and ``best`` our best setting's runs by seed."""
+
+    wires: Mapping[str, Wire]
+    exact: Sequence[Trace]
+    best: Sequence[Trace]
+    others: Sequence[Trace] = ()
+    real: Sequence[Trace] = ()
+    """DDP's runs for real."""
+
+    def peer_s(self, name: str, seed: int) -> float:
+        """A peer's seconds to the target. Where it did not run itself, the steps that it needs at its step time."""
+        steps = _reached(self.exact[seed]).step
+        run = next((trace for trace in self.real if trace.name == name), None)
+        if run is None:
+            return steps * self.wires[name].step_s
+        there = _reached(run)
+        return there.at_s if seed == SEEDS[0] else steps * there.at_s / there.step
+
+    def speedups(self, name: str) -> list[float]:
+        """A peer's seconds over ours, seed by seed."""
+        return [self.peer_s(name, seed) / _reached(run).at_s for seed, run in enumerate(self.best)]
+
+
+def _reached(run: Trace) -> Any:
+    point = run.first_at(TARGET)
+    if point is None:
+        raise SystemExit(f"{run.name} did not reach {TARGET}: it ended at {run.last_accuracy:.4f} after {STEPS} steps")
+    return point
+
+
+def quick(shaped: Lab, folder: Path) -> Findings:
+    """One seed, until it is there; DDP's time by its step time and the steps that it needs."""
+    exact = kept_exact() or plain(folder, until=1.0, evaluate_from=EVALUATE_FROM)
+    print("DDP's time is its step time, measured now, times the steps that it needs without links, which are the same")
+    say(exact)
+    found = wires(shaped, folder / "loops", pairs=2, steps=2)
+    best = say(Benches(shaped, shaped, folder).ours(BEST, until=TARGET))
+    return Findings(found, [exact.upto(best.points[-1].step)], [best])
+
+
+def kept_exact() -> Trace | None:
+    """DDP's optimisation as the kept full run found it; None if there is none, or it was of another task."""
+    path = RESULTS / "time_to_accuracy.json"
+    if not path.exists():
+        return None
+    config = json.loads(path.read_text())["config"]
+    if any(config[key] != value for key, value in TASK.items()):
+        return None
+    return read_record(next(run for run in config["runs"] if run["name"] == "allreduce_fp32"))
+
+
+def full(benches: Benches) -> Findings:
+    """Several seeds, every setting, torchft's DiLoCo, and DDP for real."""
+    best, exact = [], []
+    for seed in SEEDS:
+        best.append(say(benches.ours(BEST, seed=seed)))
+        exact.append(say(benches.ours("allreduce_fp32", seed=seed, free=True)))
+    others = [say(benches.ours(name)) for name in OTHERS]
+    try:
+        others.append(say(accuracy_torchft.run(benches)))
+    except RuntimeError as error:
+        print(f"torchft's DiLoCo is left out: {error}", flush=True)
+    found = wires(benches.shaped, benches.folder / "loops", pairs=5, steps=2)
+    real = [say(benches.ddp(hook, until=TARGET, evaluate_from=EVALUATE_FROM)) for hook in ("fp16", "none")]
+    return Findings(found, exact, best, others, real)
+
+
+def say(run: Trace) -> Trace:
+    """A line of progress."""
+    there = run.first_at(TARGET)
+    when = f"{TARGET} after {there.step} steps and {there.at_s:.1f} s" if there else f"{TARGET} not reached"
+    print(f"{run.name}: {when}; {run.last_accuracy:.4f} at the end, {1000 * run.step_s:.1f} ms a step", flush=True)
+    return run
+
+
+def figures_of(found: Findings) -> dict[str, Any]:
+    """What the last line tells."""
+    over = {name: statistics.median(found.speedups(name)) for name in HOOKS}
+    ours = [*found.best, *found.others]
+    seconds = {run.name: _seconds(run) for run in reversed(ours)} | {
+        name: round(found.peer_s(name, 0), 1) for name in HOOKS
+    }
+    return {
+        "speedup_vs_ddp": round(over["ddp"], 2),
+        "speedup_vs_best_hook": round(min(over.values()), 2),
+        "accuracy_gap_pp": round(mean_gap_pp(found.exact, found.best), 3),
+        "best_setting": BEST,
+        "seconds_to_target": seconds,
+        "step_s": {run.name: round(run.step_s, 4) for run in ours}
+        | {n: round(w.step_s, 4) for n, w in found.wires.items()},
+        "sent_bytes_a_step": {run.name: round(run.sent_bytes) for run in ours}
+        | {n: round(w.sent_bytes) for n, w in found.wires.items()},
+        "ddp_seconds_are": "measured" if found.real else "step time x steps needed",
+    }
+
+
+def _seconds(run: Trace) -> float | None:
+    there = run.first_at(TARGET)
+    return None if there is None else round(there.at_s, 2)
+
+
+def lines_of(found: Findings) -> list[Trace]:
+    """The figure's lines: all that ran, and the peers' optimisation at their step times."""
+    peers = [found.exact[0].at_step_time(found.wires[name].step_s, name) for name in HOOKS]
+    return [*peers, found.best[0], *found.others]
+
+
+def tell(figures: Mapping[str, Any]) -> None:
+    """The table for people."""
+    rows = {
+        name: (
+            _text(seconds),
+            f"{1000 * figures['step_s'][name]:.1f}",
+            f"{figures['sent_bytes_a_step'][name] / 1e3:.0f}",
+        )
+        for name, seconds in figures["seconds_to_target"].items()
+    }
+    print(table(rows, ("", f"s to {TARGET}", "ms a step", "kB a host a step")))
+    print(f"DDP's seconds: {figures['ddp_seconds_are']}. Evaluation and the start of processes are left out for all.")
+
+
+def _text(seconds: float | None) -> str:
+    return "not reached" if seconds is None else f"{seconds:.1f}"
+
+
+def spreads(found: Findings) -> dict[str, Any]:
+    """Each speed-up by seed."""
+    return {name: median_and_spread(found.speedups(name)) for name in HOOKS}
+
+
+def records(traces: Iterable[Trace]) -> list[dict[str, Any]]:
+    """All traces as JSON."""
+    return [{"name": run.name, **run.record()} for run in traces]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.time_to_accuracy", description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    config: dict[str, Any] = {
+        "quick": options.quick, **TASK, "link": LINK, "best": str(SETTINGS[BEST]),
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as name, Lab(spec(LINK)) as shaped:
+        folder = Path(name)
+        if options.quick:
+            found, more = quick(shaped, folder), {}
+        else:
+            with Lab(spec("none")) as free:
+                benches = Benches(shaped, free, folder)
+                found = full(benches)
+                more = accuracy_gpt.compare(benches)
+    figures = figures_of(found) | more
+    picture = (RESULTS / "quick" if options.quick else RESULTS) / "time_to_accuracy.png"
+    draw(picture, lines_of(found), GLOBAL_BATCH, f"Fashion-MNIST, 4 hosts, {LINK}")
+    tell(figures)
+    runs = [*found.exact, *found.best, *found.others, *found.real]
+    finish("time_to_accuracy", figures, config | {"spread": spreads(found), "runs": records(runs)}, seed=SEEDS[0])
+
+
+if __name__ == "__main__":
+    main()
