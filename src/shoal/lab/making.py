@@ -92,7 +92,7 @@ def shape(record: LabRecord, host: int, link: Link) -> None:
     kernel.do(plan.shape(record.name, host, link))
     delay_s = record.hosts[host].delay_s
     if delay_s and not record.helpers:
-        kernel.do([plan.hold(record.name, host, delay_s, is_limited=link.up is not None)])
+        kernel.do([plan.hold(record.name, host, delay_s, link.up)])
 
 
 def _kernel_can_hold(name: str, host: int) -> bool:

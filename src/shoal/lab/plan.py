@@ -120,8 +120,14 @@ def _limit(where: Command, dev: str, rate: int | None) -> Command:
     if rate is None:
         return ("tc", *where, "qdisc", "replace", "dev", dev, "root", "pfifo", "limit", "1000")
     burst = f"burst {burst_bytes(rate)} latency {QUEUE_S * 1000:g}ms"
-    return ("tc", *where, "qdisc", "replace", "dev", dev, "root", "handle", "1:", "tbf", "rate", f"{rate}bit",
+    return ("tc", *where, "qdisc", "replace", "dev", dev, "root", "handle", handle(rate), "tbf", "rate", f"{rate}bit",
             *burst.split())  # fmt: skip
+
+
+def handle(rate: int) -> str:
+    """A name for a limit, another one for another rate: so the kernel makes a new queue, and packets that are too large
+    for the new burst are not left in the old one for good."""
+    return f"{1 + rate // 1000 % 0xFFFE:x}:"
 
 
 def burst_bytes(rate: int) -> int:
@@ -131,9 +137,12 @@ def burst_bytes(rate: int) -> int:
     return max(_LEAST_BURST_BYTES, round(rate * _BURST_S / 8))
 
 
-def hold(lab: str, host: int, delay_s: float, *, is_limited: bool) -> Command:
-    """Have the kernel keep what the host sends for ``delay_s``, behind its limit if it has one. Needs netem."""
-    parent = ("parent", "1:1") if is_limited else ("root",)
+def hold(lab: str, host: int, delay_s: float, up: int | None) -> Command:
+    """Have the kernel keep what the host sends for ``delay_s``, behind the limit to that, ``up``, if it has one.
+
+    Needs netem.
+    """
+    parent = ("root",) if up is None else ("parent", f"{handle(up)}1")
     return ("tc", "-n", namespace(lab, host), "qdisc", "replace", "dev", inner(lab, host), *parent,
             "netem", "delay", f"{delay_s * 1e6:.0f}us", "limit", "100000")  # fmt: skip
 

@@ -4,7 +4,7 @@
 ``driver`` is the address at which the hosts reach this machine; ``exec`` are the words before a command that run it on
 the host, in this folder. Job, key and data are at the same paths there: code does not travel.
 
-``python -m shoal.launch.hosts`` is the worker's end: it reads from its input what it is to be, and ends when that ends.
+``python -m shoal.launch.hosts`` is the host's end: a nursery, which ends with its workers when its input does.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import socket
 import subprocess
 import sys
 import threading
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 import msgspec
 
-from shoal.errors import Bug, ConfigError, ShoalError
+from shoal.errors import Bug, ConfigError
 from shoal.launch.fleet import Gone
-from shoal.launch.nursery import Start
+from shoal.launch.nursery import Command, Nursery, Start, warm_up
 from shoal.training.folder import RunFolder
 
 VARIABLE = "SHOAL_HOSTS"
@@ -87,16 +87,32 @@ def _answers(address: str) -> bool:
             return False
 
 
-class Posted(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker is told on its input."""
+@dataclass
+class _Ward:
+    """A host's nursery, and who was started there and has not ended."""
 
-    job_file: str
-    settings: tuple[str, ...]
-    start: Start
+    host: Host
+    child: subprocess.Popen[bytes]
+    workers: dict[str, int] = field(default_factory=dict)
+    """Their process ids; 0 until they are known."""
+
+    def tell(self, command: Command) -> None:
+        """One that has ended is told nothing; its reader says so."""
+        assert self.child.stdin is not None
+        with suppress(BrokenPipeError):
+            self.child.stdin.write(msgspec.json.encode(command) + b"\n")
+            self.child.stdin.flush()
+
+    def end(self) -> None:
+        """SIGKILL to it and its workers: it leads a session of its own."""
+        if self.child.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.child.pid, signal.SIGKILL)
 
 
 class HostsFleet:
-    """Starts a worker on the least used host that answers, within the 2 to 3 seconds that torch takes to load.
+    """Has a nursery on every host that has had a worker: the first there takes the seconds in which torch loads, and
+    each after it about 50 ms. A worker starts on the least used host that answers.
 
     ``about`` is what the record holds of the job. A worker has one thread unless the job says otherwise.
     """
@@ -107,7 +123,7 @@ class HostsFleet:
         self.host = self._hosts.driver
         self._job_file = str(job_file.resolve())
         self._settings = tuple(settings)
-        self._children: dict[str, tuple[subprocess.Popen[bytes], Host]] = {}
+        self._wards: dict[str, _Ward] = {}
         self._ended: list[Gone] = []
         self._lock = threading.Lock()
         self._folder: RunFolder | None = None
@@ -123,27 +139,35 @@ class HostsFleet:
     def start(self, name: str, address: str) -> None:
         if self._folder is None:
             raise Bug("settle the fleet before workers are started")
-        host = self._place()
-        posted = Posted(job_file=self._job_file, settings=self._settings, start=self._told(name, address, host))
+        ward = self._ward(self._place())
         with self._folder.log_path(name).open("ab") as log:
-            log.write(f"on {host.name}, {host.address}\n".encode())
-            log.flush()
-            child = subprocess.Popen(
-                [*host.exec, sys.executable, "-m", "shoal.launch.hosts"],
-                stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True,
-                env={"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **os.environ},
-            )  # fmt: skip
-        assert child.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended, which its waiter will tell
-            child.stdin.write(msgspec.json.encode(posted) + b"\n")
-            child.stdin.flush()
-        self._children[name] = child, host
-        threading.Thread(target=self._wait, args=(name, child), name=f"waits for {name}", daemon=True).start()
+            log.write(f"on {ward.host.name}, {ward.host.address}\n".encode())
+        with self._lock:
+            ward.workers[name] = 0
+        ward.tell(Command(start=self._told(name, address, ward.host)))
 
     def _place(self) -> Host:
         with self._lock:
-            used = Counter(host.name for child, host in self._children.values() if child.returncode is None)
+            used = {name: len(ward.workers) for name, ward in self._wards.items()}
         return least_used(self._hosts.hosts, used, live_hosts(self._hosts.hosts))
+
+    def _ward(self, host: Host) -> _Ward:
+        """The host's nursery; a new one, where there is none that lives."""
+        assert self._folder is not None
+        with self._lock:
+            found = self._wards.get(host.name)
+        if found is not None and found.child.poll() is None:
+            return found
+        with self._folder.log_path(f"nursery-{host.name}").open("ab") as log:
+            child = subprocess.Popen(
+                [*host.exec, sys.executable, "-m", "shoal.launch.hosts", self._job_file, *self._settings],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        ward = _Ward(host, child)
+        with self._lock:
+            self._wards[host.name] = ward
+        threading.Thread(target=self._read, args=(ward,), name=f"reads {host.name}", daemon=True).start()
+        return ward
 
     def _told(self, name: str, address: str, host: Host) -> Start:
         assert self._folder is not None
@@ -158,17 +182,43 @@ class HostsFleet:
             num_threads=1,
         )
 
-    def _wait(self, name: str, child: subprocess.Popen[bytes]) -> None:
-        code = child.wait()
-        reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+    def _read(self, ward: _Ward) -> None:
+        """What a nursery answers, to its end, which is that of its workers too."""
+        assert ward.child.stdout is not None and self._folder is not None
+        for line in ward.child.stdout:
+            answer = msgspec.json.decode(line)
+            if "started" in answer:
+                with self._lock:
+                    if answer["started"] in ward.workers:
+                        ward.workers[answer["started"]] = answer["pid"]
+            elif "exited" in answer:
+                self._tell_ended(ward, answer["exited"], answer["reason"])
+            elif "refused" in answer:
+                for name in list(ward.workers):
+                    self._folder.log_path(name).write_text(f"error: {answer['refused']['message']}\n")
+                    self._tell_ended(ward, name, f"exited with {answer['refused']['exit_code']}")
+        ward.child.wait()
+        for name in list(ward.workers):
+            self._tell_ended(ward, name, f"the process that starts workers on {ward.host.name} has ended")
+
+    def _tell_ended(self, ward: _Ward, name: str, reason: str) -> None:
         with self._lock:
+            if ward.workers.pop(name, None) is None:
+                return
             self._ended.append(Gone(name, reason))
             if self._waker >= 0:
                 os.write(self._waker, b".")
 
     def kill(self, name: str) -> None:
-        if name in self._children:
-            _kill(self._children[name][0])
+        """A host's only worker ends with its nursery, which may be as frozen as it is."""
+        with self._lock:
+            ward = next((ward for ward in self._wards.values() if name in ward.workers), None)
+        if ward is None:
+            return
+        if len(ward.workers) == 1:
+            ward.end()
+        else:
+            ward.tell(Command(kill=name))
 
     def gone(self) -> list[Gone]:
         if self.wake_fd is not None:
@@ -176,19 +226,16 @@ class HostsFleet:
                 os.read(self.wake_fd, 1 << 12)
         with self._lock:
             ended, self._ended = self._ended, []
-        for gone in ended:
-            child, _ = self._children.pop(gone.name)
-            assert child.stdin is not None
-            child.stdin.close()
         return ended
 
     def close(self) -> None:
-        for child, _ in self._children.values():
-            _kill(child)
-            child.wait()
-            assert child.stdin is not None
-            child.stdin.close()
-        self._children.clear()
+        for ward in self._wards.values():
+            ward.end()
+            ward.child.wait()
+            assert ward.child.stdin is not None
+            with suppress(BrokenPipeError):
+                ward.child.stdin.close()
+        self._wards.clear()
         with self._lock:
             if self.wake_fd is not None:
                 os.close(self.wake_fd)
@@ -196,49 +243,21 @@ class HostsFleet:
                 self.wake_fd, self._waker = None, -1
 
 
-def _kill(child: subprocess.Popen[bytes]) -> None:
-    """With what it has started: it leads a session of its own."""
-    if child.poll() is None:
-        with suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-
-
-def be_worker() -> int:
-    """Read what to be, and be it to the end of the run, or of the driver."""
-    line = sys.stdin.buffer.readline()
-    posted = msgspec.json.decode(line, type=Posted)
-    threading.Thread(target=_end_with_driver, daemon=True).start()
-
-    import torch
-
-    from shoal.comm.keys import JobKey
-    from shoal.launch.rehearsal import prepared
-    from shoal.launch.working import work
-    from shoal.training.kit import Assignment
-
-    job, job_hash = prepared(Path(posted.job_file), posted.settings)
-    start = posted.start
-    torch.set_num_threads(job.num_threads or start.num_threads)
-    key = JobKey.read(Path(start.key_path))
-    assignment = Assignment(
-        name=start.name, address=start.address, key=key, store=start.store, job_hash=job_hash, host=start.host
-    )
-    return work(job, assignment)
-
-
-def _end_with_driver() -> None:
-    os.read(0, 1)
-    os._exit(1)
-
-
 def main() -> NoReturn:
-    try:
-        code = be_worker()
-    except ShoalError as error:
-        print(f"error: {error}")
-        code = error.exit_code
-    sys.stdout.flush()
-    os._exit(code)  # there is nothing to put in order, and an interpreter with torch in it takes seconds to do so
+    """``python -m shoal.launch.hosts JOB_FILE [FIELD=VALUE ...]``: a nursery, on a host."""
+    path, settings = Path(sys.argv[1]), sys.argv[2:]
+
+    def load() -> tuple[Any, dict[str, Any]]:
+        warm_up()
+        from shoal.launch.rehearsal import prepared
+
+        return prepared(path, settings)[0], {}
+
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    Nursery(0, answers, load).serve()
+    sys.stderr.flush()
+    os._exit(0)  # there is nothing to put in order, and an interpreter with torch in it takes seconds to do so
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from shoal.evaluation import measure, merged
 from shoal.job import Batch, Job, Predicts, TensorSpec, load_job, override, parse_settings
 from shoal.lanes import Ledger, Order, deal
 from shoal.launch.run import Run, find_run
-from shoal.training.round import feeds
 from shoal.training.folder import RunFolder
 from shoal.training.kit import plan_steps
+from shoal.training.round import feeds
 from shoal.versions import Snapshot, Store, Versions
 
 if TYPE_CHECKING:
