@@ -9,7 +9,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -77,12 +78,18 @@ def test_without_the_variable_it_says_who_sets_it(monkeypatch):
         Hosts.of_environment()
 
 
-def train(lab: Lab, folder: Path, *words: str) -> subprocess.Popen[bytes]:
-    """`shoal train` on this machine, with workers on the lab's hosts."""
+@contextmanager
+def training(lab: Lab, folder: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`shoal train` on this machine, with workers on the lab's hosts; killed at the end if it has not ended."""
     env = {"SHOAL_RUNS": str(folder), "COUNTING_SAMPLES": "4000", "COUNTING_STEP_S": "0.05", **lab.env}
     with (folder / "driver.log").open("ab") as log:
         command = [SHOAL, "train", str(JOB), "--name", "run", *words]
-        return subprocess.Popen(command, env={**os.environ, **env}, stdout=log, stderr=log)
+        driver = subprocess.Popen(command, env={**os.environ, **env}, stdout=log, stderr=log)
+    try:
+        yield driver
+    finally:
+        driver.kill()
+        driver.wait()
 
 
 def wait_for(folder: Path, found: Callable[[list[Event]], bool]) -> list[Event]:
@@ -101,11 +108,11 @@ def places(folder: Path) -> dict[str, str]:
 @pytest.mark.cluster
 def test_each_host_has_a_worker_and_every_sample_counts_once_though_one_host_dies(shoal_lab, tmp_path, monkeypatch):
     lab = shoal_lab(hosts=3, link="100mbit")
-    driver = train(lab, tmp_path, "--workers", "2..3", "--set", "patience.collective_s=2")
-    wait_for(tmp_path, lambda events: any(e["kind"] == "progress" and e["step"] >= 10 for e in events))
-    assert places(tmp_path) == {"w0": "h0", "w1": "h1", "w2": "h2"}
-    assert lab.kill(1) == 1
-    assert driver.wait(PATIENCE_S) == 0, (tmp_path / "driver.log").read_text()
+    with training(lab, tmp_path, "--workers", "2..3", "--set", "patience.collective_s=2") as driver:
+        wait_for(tmp_path, lambda events: any(e["kind"] == "progress" and e["step"] >= 10 for e in events))
+        assert places(tmp_path) == {"w0": "h0", "w1": "h1", "w2": "h2"}
+        assert lab.kill(1) >= 2, "the worker, and the nursery that it came from"
+        assert driver.wait(PATIENCE_S) == 0, (tmp_path / "driver.log").read_text()
     assert places(tmp_path).get("w3") == "h1", "nothing runs there, and it answers"
     assert sum(lab.bytes(2)) > 50_000
     monkeypatch.setenv("COUNTING_SAMPLES", "4000")
@@ -116,10 +123,8 @@ def test_each_host_has_a_worker_and_every_sample_counts_once_though_one_host_die
 @pytest.mark.cluster
 def test_a_driver_that_is_killed_leaves_no_worker_behind(shoal_lab, tmp_path):
     lab = shoal_lab(hosts=1)
-    driver = train(lab, tmp_path)
-    wait_for(tmp_path, lambda events: any(e["kind"] == "joined" for e in events))
-    driver.kill()
-    driver.wait()
+    with training(lab, tmp_path):
+        wait_for(tmp_path, lambda events: any(e["kind"] == "joined" for e in events))
     deadline_s = time.monotonic() + PATIENCE_S
     while lab.hosts[0].pids():
         assert time.monotonic() < deadline_s
