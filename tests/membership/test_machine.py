@@ -161,6 +161,12 @@ def test_a_cut_link_sends_away_the_member_that_holds_less():
 # Coming, going, scaling
 
 
+def test_where_work_outlives_a_generation_a_newcomer_enters_at_once():
+    rules = Rules(num_lanes=4, min_workers=1, max_workers=4, total_steps=10, in_rounds=True)
+    _, actions = after(running(rules, A), Scaled(2), Joined(B))
+    assert only(actions, Halt) == [Halt(1, (A,), at_boundary=False)]
+
+
 def test_a_newcomer_enters_at_a_boundary_and_copies_while_the_others_train():
     state = running(FOUR, A)
     state, actions = after(state, Scaled(2), Joined(B))

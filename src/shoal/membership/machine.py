@@ -157,7 +157,7 @@ def _joined(state: State, event: Joined) -> Result:
         unreachable={**state.unreachable, event.worker: event.unreachable},
     )
     if state.phase is Phase.RUNNING and _can_admit(state, event.worker):
-        return _halt(state, at_boundary=True)
+        return _halt(state, at_boundary=not state.rules.in_rounds)
     if state.phase is Phase.GATHERING:
         first = [Await(Phase.GATHERING, state.generation)] if newcomer and len(state.pool) == 1 else []
         state, actions = _form(state)

@@ -51,10 +51,15 @@ class World:
 
 @dataclass(frozen=True)
 class Rules:
-    """What a run asks of its membership: how many lanes, how few or many workers, and when lanes move between them."""
+    """What a run asks of its membership: how many lanes, how few or many workers, and when lanes move between them.
+
+    ``in_rounds``: members compute by themselves for long, and what they did outlives a generation; so a newcomer is let
+    in at once, to catch up while they go on, and not at the next boundary.
+    """
 
     num_lanes: int = 64
     min_workers: int = 1
     max_workers: int = 1
     total_steps: int = 1
     hysteresis: Hysteresis = field(default_factory=Hysteresis)
+    in_rounds: bool = False

@@ -382,6 +382,7 @@ def _rules(record: dict[str, Any]) -> tuple[bool, m.Rules]:
         max_workers=record["max_workers"],
         total_steps=record["total_steps"],
         hysteresis=Hysteresis(**{name: balance[name] for name in names if name in balance}),
+        in_rounds="sync_every_steps" in record["job"].get("strategy", {}),
     )
 
 
