@@ -1,7 +1,8 @@
 """Fashion-MNIST by an MLP of 1.86 million parameters, as a job: the same task for every strategy and peer.
 
-``ACCURACY_STRATEGY`` names one of ``SETTINGS``, ``ACCURACY_SEED`` the seed, ``ACCURACY_STEPS`` another length. Whatever
-exchanges the gradients, the samples of a step, the initial parameters and the schedule's shape are the same.
+``ACCURACY_STRATEGY`` names one of ``SETTINGS``, ``ACCURACY_SEED`` the seed; ``ACCURACY_STEPS`` and
+``ACCURACY_EVALUATE_EVERY_STEPS`` are for shorter runs. Whatever exchanges the gradients, the samples of a step, the
+initial parameters and the schedule of the learning rate are the same.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from shoal.metrics import Accuracy, LogLoss, Metric
 
 DATA = REPOSITORY / "examples" / "data"
 GLOBAL_BATCH = 128
-STEPS, WARM_UP = int(os.environ.get("ACCURACY_STEPS", "896")), 20
-EVALUATE_EVERY_STEPS = 32
+STEPS, WARM_UP = int(os.environ.get("ACCURACY_STEPS", "832")), 20
+EVALUATE_EVERY_STEPS = int(os.environ.get("ACCURACY_EVALUATE_EVERY_STEPS", "32"))
 LEARNING_RATE, MOMENTUM = 0.1, 0.9
 WIDTH = 1024
 

@@ -33,24 +33,29 @@ class Trace:
         """The first evaluation that reaches the accuracy."""
         return next((p for p in self.points if p.accuracy is not None and p.accuracy >= target), None)
 
+    def evaluated(self) -> dict[int, float]:
+        """The accuracies by step."""
+        return {p.step: p.accuracy for p in self.points if p.accuracy is not None}
+
     @property
     def last_accuracy(self) -> float:
         """That of the last evaluation."""
-        return next(p.accuracy for p in reversed(self.points) if p.accuracy is not None)
+        return list(self.evaluated().values())[-1]
 
     @property
     def step_s(self) -> float:
-        """Seconds a step, from the first point to the last."""
-        first, last = self.points[0], self.points[-1]
+        """Seconds a step, from the first point to the last; where there is but one, from the beginning."""
+        start = Point(step=0, at_s=0.0, loss=0.0)
+        first, last = (start if len(self.points) == 1 else self.points[0]), self.points[-1]
         return (last.at_s - first.at_s) / (last.step - first.step)
 
     def at_step_time(self, step_s: float, name: str) -> Trace:
         """The same optimisation, had each step taken so long."""
         return replace(self, name=name, points=tuple(replace(p, at_s=p.step * step_s) for p in self.points))
 
-    def upto(self, step: int) -> Trace:
-        """What there was by then."""
-        return replace(self, points=tuple(p for p in self.points if p.step <= step))
+    def at_every(self, steps: int) -> Trace:
+        """What is known of it at every so many steps."""
+        return replace(self, points=tuple(p for p in self.points if p.step % steps == 0))
 
     def record(self) -> dict[str, Any]:
         """As JSON."""
@@ -92,9 +97,11 @@ def read_record(kept: Mapping[str, Any]) -> Trace:
 
 
 def mean_gap_pp(reference: Sequence[Trace], others: Sequence[Trace]) -> float:
-    """By how many percentage points the others' last accuracy is below the reference's, in the mean over seeds."""
-    pairs = list(zip(reference, others, strict=True))
-    return 100 * sum(a.last_accuracy - b.last_accuracy for a, b in pairs) / len(pairs)
+    """By how many percentage points the others' last accuracy is below the reference's at that step: the mean over
+    seeds."""
+    last = [(max(run.evaluated()), run.last_accuracy) for run in others]
+    gaps = [exact.evaluated()[step] - accuracy for exact, (step, accuracy) in zip(reference, last, strict=True)]
+    return 100 * sum(gaps) / len(gaps)
 
 
 def draw(path: Path, traces: Sequence[Trace], samples_a_step: int, title: str) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,6 +40,8 @@ TASK: Mapping[str, Any] = {
 OTHERS = tuple(name for name in SETTINGS if name not in (BEST, "allreduce_fp32"))
 HOOKS = ("ddp", "ddp_fp16")
 SEEDS = (0, 1, 2)
+QUICK_EVERY_STEPS = 64
+"""How often all are evaluated with ``--quick``."""
 EVALUATE_FROM = STEPS // 2
 """DDP is not there before half of the schedule, and spares itself the evaluations."""
 
@@ -55,12 +58,10 @@ def wires(lab: Lab, folder: Path, pairs: int, steps: int) -> dict[str, Wire]:
     """DDP's steps with and without its hook, in turns."""
     with Loops(lab, HOOKS, folder) as loops:
         times: dict[str, list[float]] = {name: [] for name in HOOKS}
-        for name in HOOKS:
-            loops.run(name, "step", 1)
+        sent = {name: loops.sent_bytes(name, "step", 1) for name in HOOKS}  # and warm
         for pair in range(pairs):
             for name in HOOKS if pair % 2 == 0 else HOOKS[::-1]:
                 times[name] += loops.run(name, "step", steps)
-        sent = {name: loops.sent_bytes(name, "step", 1) for name in HOOKS}
     return {name: Wire(statistics.median(times[name]), sent[name]) for name in HOOKS}
 
 
@@ -75,25 +76,20 @@ class Findings:
     real: Sequence[Trace] = ()
     """DDP's runs for real."""
 
-    def peer_s(self, name: str, seed: int) -> float:
+    def peer_s(self, name: str, seed: int) -> float | None:
         """A peer's seconds to the target. Where it did not run itself, the steps that it needs at its step time."""
-        steps = _reached(self.exact[seed]).step
+        needed = self.exact[seed].first_at(TARGET)
         run = next((trace for trace in self.real if trace.name == name), None)
-        if run is None:
-            return steps * self.wires[name].step_s
-        there = _reached(run)
-        return there.at_s if seed == SEEDS[0] else steps * there.at_s / there.step
+        there = run.first_at(TARGET) if run is not None else None
+        if there is not None and seed == SEEDS[0]:
+            return there.at_s
+        step_s = self.wires[name].step_s if there is None else there.at_s / there.step
+        return None if needed is None else needed.step * step_s
 
     def speedups(self, name: str) -> list[float]:
-        """A peer's seconds over ours, seed by seed."""
-        return [self.peer_s(name, seed) / _reached(run).at_s for seed, run in enumerate(self.best)]
-
-
-def _reached(run: Trace) -> Any:
-    point = run.first_at(TARGET)
-    if point is None:
-        raise SystemExit(f"{run.name} did not reach {TARGET}: it ended at {run.last_accuracy:.4f} after {STEPS} steps")
-    return point
+        """A peer's seconds over ours, for the seeds with which both got there."""
+        pairs = [(self.peer_s(name, seed), run.first_at(TARGET)) for seed, run in enumerate(self.best)]
+        return [theirs_s / ours.at_s for theirs_s, ours in pairs if theirs_s is not None and ours is not None]
 
 
 def quick(shaped: Lab, folder: Path) -> Findings:
@@ -101,9 +97,10 @@ def quick(shaped: Lab, folder: Path) -> Findings:
     exact = kept_exact() or plain(folder, until=1.0, evaluate_from=EVALUATE_FROM)
     print("DDP's time is its step time, measured now, times the steps that it needs without links, which are the same")
     say(exact)
-    found = wires(shaped, folder / "loops", pairs=2, steps=2)
+    found = wires(shaped, folder / "loops", pairs=3, steps=1)
+    os.environ["ACCURACY_EVALUATE_EVERY_STEPS"] = str(QUICK_EVERY_STEPS)
     best = say(Benches(shaped, shaped, folder).ours(BEST, until=TARGET))
-    return Findings(found, [exact.upto(best.points[-1].step)], [best])
+    return Findings(found, [exact.at_every(QUICK_EVERY_STEPS)], [best])
 
 
 def kept_exact() -> Trace | None:
@@ -142,22 +139,21 @@ def say(run: Trace) -> Trace:
 
 
 def figures_of(found: Findings) -> dict[str, Any]:
-    """What the last line tells."""
-    over = {name: statistics.median(found.speedups(name)) for name in HOOKS}
-    ours = [*found.best, *found.others]
-    seconds = {run.name: _seconds(run) for run in reversed(ours)} | {
-        name: round(found.peer_s(name, 0), 1) for name in HOOKS
-    }
+    """What the last line tells. Null: the target was not reached."""
+    over = {name: statistics.median(found.speedups(name) or [0.0]) for name in HOOKS}
+    ours = [*found.best[:1], *found.others]
+    peers = {name: found.peer_s(name, 0) for name in HOOKS}
     return {
-        "speedup_vs_ddp": round(over["ddp"], 2),
-        "speedup_vs_best_hook": round(min(over.values()), 2),
+        "speedup_vs_ddp": round(over["ddp"], 2) or None,
+        "speedup_vs_best_hook": round(min(over.values()), 2) or None,
         "accuracy_gap_pp": round(mean_gap_pp(found.exact, found.best), 3),
         "best_setting": BEST,
-        "seconds_to_target": seconds,
+        "seconds_to_target": {run.name: _seconds(run) for run in ours}
+        | {name: None if at_s is None else round(at_s, 1) for name, at_s in peers.items()},
         "step_s": {run.name: round(run.step_s, 4) for run in ours}
-        | {n: round(w.step_s, 4) for n, w in found.wires.items()},
+        | {name: round(wire.step_s, 4) for name, wire in found.wires.items()},
         "sent_bytes_a_step": {run.name: round(run.sent_bytes) for run in ours}
-        | {n: round(w.sent_bytes) for n, w in found.wires.items()},
+        | {name: round(wire.sent_bytes) for name, wire in found.wires.items()},
         "ddp_seconds_are": "measured" if found.real else "step time x steps needed",
     }
 
@@ -193,7 +189,7 @@ def _text(seconds: float | None) -> str:
 
 def spreads(found: Findings) -> dict[str, Any]:
     """Each speed-up by seed."""
-    return {name: median_and_spread(found.speedups(name)) for name in HOOKS}
+    return {name: median_and_spread(found.speedups(name) or [0.0]) for name in HOOKS}
 
 
 def records(traces: Iterable[Trace]) -> list[dict[str, Any]]:

@@ -108,7 +108,7 @@ USAGES = {
     "a verb": (["trian", "job.py"], "did you mean train?"),
     "an option": (["train", "job.py", "--worker", "2"], "--workers"),
     "a field": (["train", "JOB", "--set", "globl_batch=4"], "did you mean global_batch?"),
-    "a launcher": (["train", "JOB", "--on", "slurm"], "'local', 'ray', 'manual'"),
+    "a launcher": (["train", "JOB", "--on", "slurm"], "'local', 'hosts', 'ray', 'manual'"),
     "a number of workers": (["train", "JOB", "--workers", "0"], "workers must be at least 1"),
     "a falling range of workers": (["train", "JOB", "--workers", "3..2"], "a range must not fall"),
     "an address": (["train", "JOB", "--listen", "here"], "listen takes HOST:PORT"),
