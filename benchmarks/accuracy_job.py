@@ -50,10 +50,10 @@ class Setting:
         )  # fmt: skip
 
 
-def local(every: int, codec: Codec, momentum: float = 0.8) -> Setting:
+def local(every: int, codec: Codec, *, overlap: int = 0, momentum: float = 0.8) -> Setting:
     """Momentum is the outer optimizer's here: that of each worker by itself would carry it away from the others."""
     outer = shoal.Nesterov(lr=1.0, momentum=momentum)
-    strategy = shoal.DiLoCo(sync_every_steps=every, outer=outer, codec=codec)
+    strategy = shoal.DiLoCo(sync_every_steps=every, outer=outer, codec=codec, overlap_steps=overlap)
     return Setting(strategy=strategy, learning_rate=0.2, momentum=0.0)
 
 
@@ -61,8 +61,8 @@ SETTINGS: Mapping[str, Setting] = {
     "allreduce_fp32": Setting(strategy=shoal.AllReduce()),
     "allreduce_onebit": Setting(strategy=shoal.AllReduce(codec=shoal.OneBit())),
     "diloco_8_int4": local(8, shoal.Int4()),
+    "diloco_8_int4_overlap": local(8, shoal.Int4(), overlap=3),
     "diloco_8_onebit": local(8, shoal.OneBit()),
-    "diloco_4_onebit": local(4, shoal.OneBit()),
 }
 """What is compared, by name."""
 
