@@ -20,7 +20,7 @@ from shoal.job.job import Balance
 from shoal.metrics import Metric
 
 TEXT = REPOSITORY.parent / "shared" / "data" / "tinyshakespeare" / "input.txt"
-GLOBAL_BATCH, STEPS, WARM_UP = 32, int(os.environ.get("ACCURACY_STEPS", "320")), 20
+GLOBAL_BATCH, STEPS, WARM_UP = 32, int(os.environ.get("ACCURACY_STEPS", "128")), 20
 LENGTH, WIDTH, HEADS, LAYERS = 64, 128, 4, 4
 EVERY_STEPS = 16
 

@@ -110,6 +110,7 @@ def draw(path: Path, traces: Sequence[Trace], samples_a_step: int, title: str) -
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib import ticker
 
     figure, (over_time, over_samples) = plt.subplots(1, 2, figsize=(12, 5), dpi=100, sharey=True)
     for line in traces:
@@ -120,9 +121,12 @@ def draw(path: Path, traces: Sequence[Trace], samples_a_step: int, title: str) -
     over_samples.set(xlabel="samples")
     for axes in (over_time, over_samples):
         axes.grid(visible=True, which="both", alpha=0.25)
-    over_time.legend(fontsize=9)
+        for axis in (axes.xaxis, axes.yaxis) if axes is over_time else ():
+            axis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+            axis.set_minor_formatter(ticker.FormatStrFormatter("%g") if axis is axes.yaxis else ticker.LogFormatter())
+    figure.legend(*over_time.get_legend_handles_labels(), loc="lower center", ncols=6, fontsize=9)
     figure.suptitle(title)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     plt.close(figure)

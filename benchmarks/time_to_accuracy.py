@@ -1,12 +1,14 @@
 """Fashion-MNIST to 0.88 on the test set, by 4 hosts that links of 100 Mbit/s join, one thread each.
 
 Time counts from the first generation (DDP: its process group) to the first evaluation that reaches the target; starting
-processes and evaluating are left out, for all alike. All take the same samples in the same order, from the same
-parameters, with the same optimizer and schedule.
+processes and evaluating are left out, for all alike. Batch, samples, initial parameters and the schedule's shape are
+the same; DDP has the SGD that it needs the fewest steps with, and local steps have one of their own (torchft's and ours
+the same). torchft deals the samples in an order of its own, and gets no codec: its own needs a GPU.
 
-In the full run torch's DDP, with and without its best hook, trains for real until it is there. With ``--quick`` its
-time is its measured step time multiplied by the steps that it needs: those of the kept full run, if it was of the same
-task; else they are found by the same optimisation in one process without an exchange, for which 50 s are too short.
+In the full run torch's DDP trains for real until it is there; with its best hook its time is its measured step time
+multiplied by the steps that it needs. With ``--quick`` so is DDP's own: the steps are those of the kept full run, if it
+was of the same task; else they are found by the same optimisation in one process without an exchange, for which 50 s
+are too short.
 """
 
 from __future__ import annotations
@@ -76,7 +78,7 @@ class Findings:
     best: Sequence[Trace]
     others: Sequence[Trace] = ()
     real: Sequence[Trace] = ()
-    """DDP's runs for real."""
+    """Peers' runs for real."""
 
     def peer_s(self, name: str, seed: int) -> float | None:
         """A peer's seconds to the target. Where it did not run itself, the steps that it needs at its step time."""
@@ -128,7 +130,7 @@ def full(benches: Benches) -> Findings:
     except RuntimeError as error:
         print(f"torchft's DiLoCo is left out: {error}", flush=True)
     found = wires(benches.shaped, benches.folder / "loops", pairs=5, steps=2)
-    real = [say(benches.ddp(hook, until=TARGET, evaluate_from=EVALUATE_FROM)) for hook in ("fp16", "none")]
+    real = [say(benches.ddp("none", until=TARGET, evaluate_from=EVALUATE_FROM))]
     return Findings(found, exact, best, others, real)
 
 
@@ -156,7 +158,7 @@ def figures_of(found: Findings) -> dict[str, Any]:
         | {name: round(wire.step_s, 4) for name, wire in found.wires.items()},
         "sent_bytes_a_step": {run.name: round(run.sent_bytes) for run in ours}
         | {name: round(wire.sent_bytes) for name, wire in found.wires.items()},
-        "ddp_seconds_are": "measured" if found.real else "step time x steps needed",
+        "seconds_measured_of": [run.name for run in (*ours, *found.real)],
     }
 
 
@@ -182,7 +184,8 @@ def tell(figures: Mapping[str, Any]) -> None:
         for name, seconds in figures["seconds_to_target"].items()
     }
     print(table(rows, ("", f"s to {TARGET}", "ms a step", "kB a host a step")))
-    print(f"DDP's seconds: {figures['ddp_seconds_are']}. Evaluation and the start of processes are left out for all.")
+    print(f"Seconds were measured of {', '.join(figures['seconds_measured_of'])}; else: step time x steps needed.")
+    print("Evaluation and the start of processes are left out for all.")
 
 
 def _text(seconds: float | None) -> str:
