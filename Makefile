@@ -18,7 +18,7 @@ check: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not cluster"
+	$(BIN)/python -m pytest tests/house
 
 bench: .venv/.dev
 	@for name in $(BENCHMARKS); do \

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor, float32
 
 from shoal.codecs.codec import ALIGNMENT, check_decoded, check_payload, floats, padded, payload_for
 from shoal.codecs.device import run
+from shoal.codecs.noise import Words, words
 from shoal.errors import ConfigError
 
 
@@ -43,6 +44,33 @@ class Layout:
         return whole[:end].view(np.float32 if payload.device.type == "cpu" else float32), whole[
             end : end + self.code_bytes
         ]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a codec lays out its payloads. ``bits`` tells which codec it is, too: no two have the same."""
+
+    bits: int
+    block: int
+    stochastic: bool = False
+
+    def layout(self, num_entries: int) -> Layout:
+        """Of a vector's payload."""
+        return Layout(self.bits, self.block, num_entries)
+
+    def words(self, key: int) -> Words | None:
+        """What randomness comes from, if there is any."""
+        return words(key) if self.stochastic else None
+
+
+@runtime_checkable
+class Blockwise(Protocol):
+    """A codec of this kind."""
+
+    @property
+    def form(self) -> Form:
+        """How its payloads lie."""
+        ...
 
 
 def encode(loop: str, layout: Layout, vector: Tensor, out: Tensor | None, *options: object) -> Tensor:

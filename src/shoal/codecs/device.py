@@ -24,3 +24,9 @@ def run(name: str, *arguments: Any) -> None:
 def compiled() -> ModuleType:
     """The compiled loops. The first call takes half a second."""
     return import_module("shoal.codecs.kernels")
+
+
+@cache
+def compiled_rows() -> ModuleType:
+    """Those over many rows at once."""
+    return import_module("shoal.codecs.row_kernels")

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from shoal.codecs import blockwise
 from shoal.codecs.codec import check_vector
-from shoal.codecs.noise import words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +27,11 @@ class Int4:
     def __post_init__(self) -> None:
         blockwise.check_block(self, self.block)
 
+    @property
+    def form(self) -> blockwise.Form:
+        """How its payloads lie."""
+        return blockwise.Form(4, self.block, self.stochastic)
+
     def check(self, dtype: torch.dtype, num_entries: int) -> None:
         check_vector(self, dtype, num_entries)
 
@@ -35,14 +39,11 @@ class Int4:
         return self
 
     def payload_bytes(self, num_entries: int) -> int:
-        return self._layout(num_entries).payload_bytes
+        return self.form.layout(num_entries).payload_bytes
 
     def encode(self, vector: Tensor, key: int, out: Tensor | None = None) -> Tensor:
-        chance = words(key) if self.stochastic else None
-        return blockwise.encode("int4_encode", self._layout(vector.numel()), vector, out, chance)
+        form = self.form
+        return blockwise.encode("int4_encode", form.layout(vector.numel()), vector, out, form.words(key))
 
     def decode(self, payload: Tensor, key: int, out: Tensor, *, add: bool = False) -> None:
-        blockwise.decode("int4_decode", self._layout(out.numel()), payload, out, add)
-
-    def _layout(self, num_entries: int) -> blockwise.Layout:
-        return blockwise.Layout(4, self.block, num_entries)
+        blockwise.decode("int4_decode", self.form.layout(out.numel()), payload, out, add)

@@ -31,6 +31,11 @@ class OneBit:
     def __post_init__(self) -> None:
         blockwise.check_block(self, self.block)
 
+    @property
+    def form(self) -> blockwise.Form:
+        """How its payloads lie."""
+        return blockwise.Form(1, self.block)
+
     def check(self, dtype: torch.dtype, num_entries: int) -> None:
         check_vector(self, dtype, num_entries)
 
@@ -38,18 +43,15 @@ class OneBit:
         return self
 
     def payload_bytes(self, num_entries: int) -> int:
-        return self._layout(num_entries).payload_bytes
+        return self.form.layout(num_entries).payload_bytes
 
     def encode(self, vector: Tensor, key: int, out: Tensor | None = None) -> Tensor:
-        return blockwise.encode("one_bit_encode", self._layout(vector.numel()), vector, out)
+        return blockwise.encode("one_bit_encode", self.form.layout(vector.numel()), vector, out)
 
     def decode(self, payload: Tensor, key: int, out: Tensor, *, add: bool = False) -> None:
-        blockwise.decode("one_bit_decode", self._layout(out.numel()), payload, out, add)
+        blockwise.decode("one_bit_decode", self.form.layout(out.numel()), payload, out, add)
 
     def keep(self, vector: Tensor, payload: Tensor, out: Tensor) -> None:
         """``keep_residual`` in one pass."""
-        layout = self._layout(out.numel())
+        layout = self.form.layout(out.numel())
         run("one_bit_keep", floats(vector), *layout.split(payload), layout.block, out)
-
-    def _layout(self, num_entries: int) -> blockwise.Layout:
-        return blockwise.Layout(1, self.block, num_entries)

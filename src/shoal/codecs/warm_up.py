@@ -6,6 +6,7 @@ import torch
 
 from shoal.codecs.codec import MOST_ENTRIES, Codec
 from shoal.codecs.feedback import keep_residual
+from shoal.codecs.rows import warm_up_rows
 
 NUM_ENTRIES = 2**14
 """Few, but so many that a matrix of them is worth decomposing."""
@@ -22,3 +23,4 @@ def warm_up(codec: Codec) -> None:
     for add in (False, True):
         small.decode(payload, 0, torch.zeros(NUM_ENTRIES), add=add)
     keep_residual(small, torch.ones(NUM_ENTRIES), payload, 0, torch.zeros(NUM_ENTRIES))
+    warm_up_rows(small, NUM_ENTRIES)

@@ -23,15 +23,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from shoal.codecs import Codec, LinearCodec, Summed, keep_residual
+from shoal.codecs import Codec, LinearCodec, Summed
+from shoal.codecs.rows import Cut, rows_for
 from shoal.comm.collectives import Group, Work
 from shoal.lanes.hashing import key_of
 
 Shapes = tuple[tuple[int, ...], ...]
 
-_FIRST, _SECOND = 1, 2
 _ALIGNED = 1024
-"""Ranges are multiples of so many entries, which every codec's blocks divide."""
+"""Pieces are multiples of so many entries, which every codec's blocks divide."""
 _ROW_BYTES = 1 << 15
 """What travels together from one member to another, about: on a link that several connections share, rows of several
 times that leave it idle at their ends, and smaller ones cost processor."""
@@ -191,10 +191,9 @@ class Split:
 
     def start(self, flat: Tensor, memory: Memory, key: int, room: Tensor | None) -> None:
         self._flat, self._room, self.after = flat, room, None
-        with self._times.spent("encode"):
-            self._whole = _with_residual(flat, memory)
+        self._whole = flat if flat.dtype == torch.float32 else flat.float()
         for number, piece in enumerate(self._pieces):
-            piece.start(self._whole, room, key_of(key, number))
+            piece.start(self._whole, memory.residual, room, key_of(key, number))
 
     def turn(self) -> None:
         for piece in self._pieces:
@@ -209,62 +208,36 @@ class Split:
 
 
 class _Piece:
-    """A stretch of the vector, cut into a range for each member."""
+    """A stretch of the vector, cut into a row for each member."""
 
     def __init__(self, group: Group, codec: Codec, part: slice, times: Times) -> None:
         self._group, self._times, self._part = group, times, part
-        size, length = group.seat.world_size, part.stop - part.start
-        row = -(-length // (size * _ALIGNED)) * _ALIGNED
-        bounds = [min(rank * row, length) for rank in range(size + 1)]
-        self._ranges = [slice(low, high) for low, high in pairwise(bounds)]
-        self._codecs = [codec.share(part.stop - part.start, length) for part in self._ranges]
-        self._sizes = [c.payload_bytes(p.stop - p.start) for c, p in zip(self._codecs, self._ranges, strict=True)]
-        shape = (size, max(self._sizes))
-        device = group.seat.device
+        size, device = group.seat.world_size, group.seat.device
+        self._rows = rows_for(codec, Cut(part.stop - part.start, size), device)
+        shape = (size, self._rows.payload_bytes)
         self._sent, self._received, self._gathered = (
             torch.zeros(shape, dtype=torch.uint8, device=device) for _ in range(3)
         )
         self._row = torch.zeros(shape[1], dtype=torch.uint8, device=device)
 
-    def start(self, whole: Tensor, room: Tensor | None, key: int) -> None:
+    def start(self, whole: Tensor, residual: Tensor | None, room: Tensor | None, key: int) -> None:
         self._whole, self._key = whole[self._part], key
         self._room = None if room is None else room[self._part]
-        own = self._group.seat.rank
         with self._times.spent("encode"):
-            for rank, part in enumerate(self._ranges):
-                if rank != own and part.stop > part.start:
-                    self._encode(self._whole[part], rank, self._sent[rank], key_of(key, _FIRST, own))
+            before = None if residual is None else residual[self._part]
+            self._rows.encode(self._whole, self._sent, self._group.seat.rank, key, before, self._room)
         self._work = self._group.all_to_all(self._received, self._sent)
-
-    def _encode(self, vector: Tensor, rank: int, out: Tensor, key: int) -> None:
-        """Encode a range of ``rank``'s; what that loses is the residual there."""
-        codec, payload = self._codecs[rank], out[: self._sizes[rank]]
-        codec.encode(vector, key, payload)
-        if self._room is not None:
-            keep_residual(codec, vector, payload, key, self._room[self._ranges[rank]])
 
     def turn(self) -> None:
         self._times.await_(self._work)
-        own = self._group.seat.rank
-        part, codec, size = self._ranges[own], self._codecs[own], self._sizes[own]
-        if part.stop > part.start:
-            total = self._whole[part]
-            with self._times.spent("decode"):
-                for rank in range(len(self._ranges)):
-                    if rank != own:
-                        key = key_of(self._key, _FIRST, rank)
-                        codec.decode(self._received[rank][:size], key, total, add=True)
-            with self._times.spent("encode"):
-                self._encode(total, own, self._row, key_of(self._key, _SECOND, own))
+        with self._times.spent("encode"):  # and some decoding, in one call
+            self._rows.sum(self._whole, self._received, self._group.seat.rank, self._key, self._row, self._room)
         self._work = self._group.all_gather_rows(self._gathered, self._row)
 
     def end(self) -> None:
         self._times.await_(self._work)
         with self._times.spent("decode"):
-            for rank, part in enumerate(self._ranges):
-                if part.stop > part.start:
-                    payload, key = self._gathered[rank][: self._sizes[rank]], key_of(self._key, _SECOND, rank)
-                    self._codecs[rank].decode(payload, key, self._whole[part])
+            self._rows.decode(self._gathered, self._key, self._whole)
 
 
 def _with_residual(flat: Tensor, memory: Memory) -> Tensor:

@@ -7,7 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from typing import Any, NoReturn
+import time
+from typing import Any, NoReturn, Self
 
 import msgspec
 
@@ -20,6 +21,7 @@ from shoal.lab.nodes import start_ray
 from shoal.lab.spec import LabSpec
 
 _GRACE_S = 60.0
+_POLL_S = 1.0
 _ENTER = 'mount -t tmpfs none /run && ip link set dev lo up && exec "$@"'
 
 
@@ -45,9 +47,10 @@ def run(order: Order) -> int:
     with Lab(order.spec) as lab:
         _say(f"{lab.name} is up: " + ", ".join(f"{host.name} {host.address}" for host in lab.hosts))
         env = start_ray(lab) if order.ray else lab.env
-        child = _start(lab, order, env)
-        with inflicting(lab, faults, _say):
-            return _wait(child)
+        with _Signals() as signals:
+            child = _start(lab, order, env)
+            with inflicting(lab, faults, _say):
+                return signals.wait(child)
 
 
 def _start(lab: Lab, order: Order, env: dict[str, str]) -> subprocess.Popen[Any]:
@@ -56,28 +59,46 @@ def _start(lab: Lab, order: Order, env: dict[str, str]) -> subprocess.Popen[Any]
     return subprocess.Popen(order.command, env={**os.environ, **env})
 
 
-def _wait(child: subprocess.Popen[Any]) -> int:
-    """To the command's end. Ctrl-C reaches it by itself, for it is in the terminal's foreground, as this process is."""
-    ending = False
+class _Signals:
+    """Within this, signals do not end this process but the command: it is told, and has a while to end.
 
-    def on_signal(number: int, _: Any) -> None:
-        nonlocal ending
-        ending = True
-        child.send_signal(number)
+    Ctrl-C reaches the command by itself, for it is in the terminal's foreground, as this process is.
+    """
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
+    def __init__(self) -> None:
+        self._child: subprocess.Popen[Any] | None = None
+        self._pending: list[int] = []
+        self._ends_by_s = float("inf")
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            self._before[number] = signal.signal(number, self._heard)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _heard(self, number: int, _: Any) -> None:
+        self._ends_by_s = time.monotonic() + _GRACE_S
+        if self._child is None:
+            self._pending.append(number)
+        elif number != signal.SIGINT:
+            self._child.send_signal(number)
+
+    def wait(self, child: subprocess.Popen[Any]) -> int:
+        """To the command's end: its exit code. No handler may raise within: a status that has been fetched is lost."""
+        self._child = child
+        for number in self._pending:
+            child.send_signal(number)
         while True:
             try:
-                code = child.wait(_GRACE_S if ending else None)
+                code = child.wait(_POLL_S)
                 return 128 - code if code < 0 else code
-            except KeyboardInterrupt:
-                ending = True
             except subprocess.TimeoutExpired:
-                child.kill()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+                if time.monotonic() > self._ends_by_s:
+                    child.kill()
 
 
 def run_as_user(order: Order) -> int:

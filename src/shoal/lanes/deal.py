@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from shoal.errors import Bug, ConfigError
 
 
 def deal(
-    num_lanes: int, weights: Mapping[str, float], previous: Mapping[str, tuple[int, ...]] | None = None
+    num_lanes: int,
+    weights: Mapping[str, float],
+    previous: Mapping[str, tuple[int, ...]] | None = None,
+    staying: Collection[int] = (),
 ) -> dict[str, tuple[int, ...]]:
     """Every lane to one worker, in proportion to the weights, moving as few as possible from ``previous``.
 
     Shares are rounded by largest remainder, ties to who would else give up a lane and then to who comes first. A weight
-    of 0 gets none. Without ``previous`` each worker gets a run of neighbouring lanes. ``ConfigError`` if no weight is
-    positive; ``Bug`` if ``previous`` is no deal of these lanes.
+    of 0 gets none. Lanes that are ``staying`` are the last that a worker gives up. Without ``previous`` each worker
+    gets a run of neighbouring lanes. ``ConfigError`` if no weight is positive; ``Bug`` if ``previous`` is no deal of
+    these lanes.
     """
     bad = [name for name, weight in weights.items() if not 0 <= weight < float("inf")]
     if bad:
         raise ConfigError(f"weights must be finite and at least 0; {bad[0]} has {weights[bad[0]]}")
     if not any(weights.values()):
         raise ConfigError(f"{num_lanes} lanes need a worker with a positive weight; there is none")
-    held = {name: tuple(sorted((previous or {}).get(name, ()))) for name in weights}
+    last = frozenset(staying)
+    held = {
+        name: tuple(sorted((previous or {}).get(name, ()), key=lambda lane: (lane not in last, lane)))
+        for name in weights
+    }
     dealt = [lane for lanes in held.values() for lane in lanes]
     if len(set(dealt)) < len(dealt) or not set(dealt) <= set(range(num_lanes)):
         raise Bug(f"each of {num_lanes} lanes was to be dealt once at most; they were dealt as {dict(previous or {})}")

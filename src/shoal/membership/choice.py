@@ -1,11 +1,11 @@
-"""The two choices a new generation needs: which version is the truth, and who can work together."""
+"""What a new generation needs: which version is the truth, who can work together, and which lanes have moved."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from shoal.membership.world import NOTHING, Origin, Standing
+from shoal.membership.world import NOTHING, Origin, Standing, World
 
 
 def choose_base(members: Sequence[str], pool: Mapping[str, Standing], stored: Standing) -> tuple[Standing, Origin]:
@@ -44,3 +44,11 @@ def drop_unreachable(
             dropped.append(worst)
     ordered = sorted(staying, key=lambda w: (-pool[w].step, w))
     return ordered[:most], sorted(dropped)
+
+
+def moved(before: World | None, world: World) -> frozenset[int]:
+    """The lanes that have gone to another member than before."""
+    if before is None:
+        return frozenset()
+    held = {lane: member for member, lanes in before.lanes.items() for lane in lanes}
+    return frozenset(lane for m, lanes in world.lanes.items() for lane in lanes if held.get(lane) != m)

@@ -39,7 +39,7 @@ from shoal.membership.changes import (
     Stalled,
     Stored,
 )
-from shoal.membership.choice import choose_base, drop_unreachable
+from shoal.membership.choice import choose_base, drop_unreachable, moved
 from shoal.membership.world import NOTHING, Origin, Rules, Standing, World
 
 
@@ -79,6 +79,9 @@ class State:
     balance: Balance = field(default_factory=Balance)
     enough_time: bool = False
     """The gathering's deadline has passed: start with as few as the rules allow."""
+    moved: frozenset[int] = frozenset()
+    """The lanes that last lost their worker: where a part of a round went with it they have twice as much to do in the
+    next, so they stay spread over those who took them rather than go to one newcomer."""
     planned: bool = False
     """The halt under way waits for a boundary that all members can name."""
     resumed: bool = False
@@ -309,6 +312,7 @@ def _form(state: State) -> Result:
     world = _next_world(state, staying)
     state = replace(
         state,
+        moved=moved(state.world, world) or state.moved,
         phase=Phase.RUNNING,
         world=world,
         generation=world.generation,
@@ -371,7 +375,7 @@ def _deal(state: State, members: tuple[str, ...], healing: frozenset[str]) -> di
     if known:
         held = {m: len(lanes) for m, lanes in previous.items()}
         shares = share_out(paces_of(able, known), held, state.rules.num_lanes, state.balance.least_lanes)
-    return deal(state.rules.num_lanes, {m: shares.get(m, 0.0) for m in members}, previous)
+    return deal(state.rules.num_lanes, {m: shares.get(m, 0.0) for m in members}, previous, state.moved)
 
 
 def _healed(state: State, event: Healed) -> Result:
