@@ -111,7 +111,7 @@ def show(rate: str, rows: dict[str, dict[str, Any]], failed: dict[str, str]) -> 
 def at_rate(rate: str, *, quick: bool) -> tuple[dict[str, dict[str, Any]], dict[str, str], float]:
     """The table at one rate, what did not run, and the payload rate that one connection reached (bit/s)."""
     names = QUICK if quick else (*TORCHS, *OURS)
-    turns, steps = (3, 2) if quick else (3, 4 if rate == "100mbit" else 10)
+    turns, steps = (2, 2) if quick else (3, 4 if rate == "100mbit" else 10)
     failed: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder, Lab(LabSpec(hosts=HOSTS, link=rate)) as lab:
         reached = lab.measure(0, 1)

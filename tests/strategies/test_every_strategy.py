@@ -276,7 +276,7 @@ NUM = sum(p.numel() for p in NET.parameters())
 
 
 def put(model, gradient):
-    """Fill the gradients that begin has cleared."""
+    """Have backward reach such gradients."""
     sizes = [p.numel() for p in model.parameters()]
-    for parameter, piece in zip(model.parameters(), torch.split(gradient, sizes), strict=True):
-        parameter.grad.copy_(piece.view(parameter.shape))
+    pieces = torch.split(gradient, sizes)
+    sum((p * g.view(p.shape)).sum() for p, g in zip(model.parameters(), pieces, strict=True)).backward()

@@ -167,7 +167,7 @@ class Reducer:
         bucket = flight.buckets[number]
         bucket.reached.add(index)
         if self._armed:
-            bucket.final.add(index)
+            bucket.take(index)
             if bucket.full:
                 self._send_full(flight)
 

@@ -52,7 +52,7 @@ class Bucket:
     reached: set[int] = field(default_factory=set)
     """Parameters that a backward of this step has reached."""
     final: set[int] = field(default_factory=set)
-    """Those that the step's last backward has reached: their gradients are whole."""
+    """Those whose gradients are whole, and here: the step's last backward has reached them."""
 
     @staticmethod
     def of(layout: Layout) -> Bucket:
@@ -68,16 +68,29 @@ class Bucket:
         return len(self.final) == len(self.views)
 
     def clear(self) -> None:
-        """Zero, and make the views the parameters' gradients, for backward to add to."""
-        self.flat.zero_()
+        """Begin anew: backward finds no gradients, so that it need not add to any."""
         self.used.zero_()
         self.reached.clear()
         self.final.clear()
-        for parameter, view in zip(self.layout.parameters, self.views, strict=True):
-            parameter.grad = view
+        for parameter in self.layout.parameters:
+            parameter.grad = None
+
+    def take(self, index: int) -> None:
+        """A parameter's gradient is whole: it moves in here."""
+        parameter, view = self.layout.parameters[index], self.views[index]
+        gradient = parameter.grad
+        assert gradient is not None
+        view.copy_(gradient.to_dense() if gradient.is_sparse else gradient)
+        parameter.grad = view
+        self.final.add(index)
 
     def seal(self) -> None:
-        """Note which parameters were reached, just before the flat tensor is sent."""
+        """Take what the last backward did not reach, and note what any did, just before the flat tensor is sent."""
+        for index, view in enumerate(self.views):
+            if index in self.reached - self.final:
+                self.take(index)
+            elif index not in self.final:
+                view.zero_()
         if len(self.reached) == len(self.views):
             self.used.fill_(1)
         else:
