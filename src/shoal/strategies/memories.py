@@ -7,6 +7,7 @@ evenly, which makes them something that can be stored, and hands over those of m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -36,8 +37,8 @@ class Memories:
 
     def norm(self) -> float:
         """The L2 norm of all that this worker has not sent yet."""
-        squares = [float(m.residual.square().sum(dtype=torch.float64)) for m in self._held if m.residual is not None]
-        return float(sum(squares) ** 0.5)
+        norms = [float(torch.linalg.vector_norm(m.residual)) for m in self._held if m.residual is not None]
+        return math.hypot(*norms)
 
     # Exchanges
 

@@ -26,7 +26,7 @@ class _Flight:
 
     version: int
     ends: list[Tensor]
-    """Each layout's parameters at the end of the round."""
+    """Each layout's parameters at the end of the round, if the next one may begin meanwhile; else they stay there."""
     sums: list[Tensor]
     buffers: list[tuple[Tensor, Work]]
     num_done: int = 0
@@ -64,15 +64,18 @@ class Rounds:
         """How often ``advance`` has something to do."""
         return len(self._layouts) + 2
 
-    def launch(self, group: Group, share: Share, version: int) -> None:
-        """Begin to exchange what this worker's parameters have moved by, weighted by its ``share``."""
+    def launch(self, group: Group, share: Share, version: int, *, goes_on: bool = False) -> None:
+        """Begin to exchange what this worker's parameters have moved by, weighted by its ``share``. ``goes_on``: local
+        steps may be made before ``apply``."""
         if group is not self._group:
             self._group = group
             self._exchanges = [self._exchange(layout) for layout in self._layouts]
         ends = [_flat(layout) for layout in self._layouts]
-        sums = [torch.sub(anchor, end).mul_(share.fraction) for anchor, end in zip(self._anchors, ends, strict=True)]
+        outs = [torch.empty_like(end) if goes_on else end for end in ends]
+        for anchor, end, out in zip(self._anchors, ends, outs, strict=True):
+            torch.sub(anchor, end, out=out).mul_(share.fraction)
         buffers = self._buffers.send(group, share.fraction, leads=share.leads)
-        self._flight = _Flight(version, ends, sums, buffers)
+        self._flight = _Flight(version, ends if goes_on else [], outs, buffers)
 
     def _exchange(self, layout: Layout) -> Exchange:
         assert self._group is not None
@@ -118,8 +121,10 @@ class Rounds:
         own = flight is not None and agreed.gradients[0] is flight.sums[0]
         for number, (layout, gradient) in enumerate(zip(self._layouts, agreed.gradients, strict=True)):
             anchor, state = self._outer.update(self._anchors[number], gradient, self._states[number])
-            end = flight.ends[number] if own and flight is not None else None
-            _write(layout, anchor if end is None else anchor + (_flat(layout) - end))
+            if own and flight is not None and flight.ends:
+                _add(layout, flight.ends[number].neg_().add_(anchor))
+            else:
+                _write(layout, anchor)
             self._anchors[number], self._states[number] = anchor, state
         self._buffers.commit(agreed.buffers)
 
@@ -134,7 +139,7 @@ class Rounds:
 
     def roll_back(self) -> None:
         """Go back to the end of the round whose exchange did not end, if one was under way; local steps stay."""
-        if self._flight is not None:
+        if self._flight is not None and self._flight.ends:
             for layout, end in zip(self._layouts, self._flight.ends, strict=True):
                 _write(layout, end)
         self._flight = None
@@ -186,3 +191,9 @@ def _write(layout: Layout, flat: Tensor) -> None:
     with torch.no_grad():
         for parameter, view in zip(layout.parameters, layout.views(flat), strict=True):
             parameter.copy_(view)
+
+
+def _add(layout: Layout, flat: Tensor) -> None:
+    with torch.no_grad():
+        for parameter, view in zip(layout.parameters, layout.views(flat), strict=True):
+            parameter.add_(view)

@@ -80,10 +80,11 @@ class LocalComputer:
         """What all have agreed on. The next round may begin meanwhile, if it takes place as this one does."""
         assert done.flags is not None
         share = Share(progress.ledger.count / done.roll.ledger.count, self._leads(done.flags, progress))
-        self._session.launch(self._scene.group, share, done.version)
+        all_stay = not done.roll.order and not done.roll.due and done.version < last_step
+        goes_on = all_stay and bool(done.flags.all() and progress.stages and self._session.overlap_steps)
+        self._session.launch(self._scene.group, share, done.version, goes_on=goes_on)
         self._base = done.version
-        goes_on = not done.roll.order and not done.roll.due and done.version < last_step
-        if goes_on and done.flags.all() and progress.stages and self._session.overlap_steps:
+        if goes_on:
             self._overlap(self._begin(self._base, last_step))
         self._kit.agent.at("wait")
         return self._session.finish()
