@@ -101,8 +101,8 @@ class Rank:
         for target in range(every, num_steps + 1, every):
             for step in range(target - every + ahead, target):
                 self.local_step(step)
-            self.session.launch(self.group, self.share, target)
             ahead = overlap if target < num_steps else 0
+            self.session.launch(self.group, self.share, target, goes_on=ahead > 0)
             for stage in range(self.session.num_stages):
                 self.session.advance(stage + 1)
             for step in range(target, target + ahead):
