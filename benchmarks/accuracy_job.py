@@ -25,10 +25,10 @@ from shoal.job.job import Balance
 from shoal.metrics import Accuracy, LogLoss, Metric
 
 DATA = REPOSITORY / "examples" / "data"
-GLOBAL_BATCH = 128
-STEPS, WARM_UP = int(os.environ.get("ACCURACY_STEPS", "832")), 20
-EVALUATE_EVERY_STEPS = int(os.environ.get("ACCURACY_EVALUATE_EVERY_STEPS", "32"))
-LEARNING_RATE, MOMENTUM = 0.1, 0.9
+GLOBAL_BATCH = 96
+STEPS, WARM_UP = int(os.environ.get("ACCURACY_STEPS", "1216")), 20
+EVALUATE_EVERY_STEPS = int(os.environ.get("ACCURACY_EVALUATE_EVERY_STEPS", "64"))
+LEARNING_RATE, MOMENTUM = 0.075, 0.9
 WIDTH = 1024
 
 Images = tuple[Tensor, Tensor]
@@ -60,9 +60,9 @@ def local(every: int, codec: Codec, *, overlap: int = 0, momentum: float = 0.8) 
 SETTINGS: Mapping[str, Setting] = {
     "allreduce_fp32": Setting(strategy=shoal.AllReduce()),
     "allreduce_onebit": Setting(strategy=shoal.AllReduce(codec=shoal.OneBit())),
-    "diloco_8_int4": local(8, shoal.Int4()),
-    "diloco_8_int4_overlap": local(8, shoal.Int4(), overlap=3),
-    "diloco_8_onebit": local(8, shoal.OneBit()),
+    "diloco_16_int4": local(16, shoal.Int4()),
+    "diloco_16_int4_overlap": local(16, shoal.Int4(), overlap=4),
+    "diloco_16_onebit": local(16, shoal.OneBit()),
 }
 """What is compared, by name."""
 

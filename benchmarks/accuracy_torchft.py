@@ -17,7 +17,7 @@ from benchmarks.machine import REPOSITORY
 from benchmarks.peers.envs import python_of
 
 PORT = 29510
-SETTING = "diloco_8_int4"
+SETTING = "diloco_16_int4"
 """The setting of ours that it is given too, but for the codec: torchft's needs a GPU."""
 
 
