@@ -1,8 +1,8 @@
 """What a compressed collective does with many rows at once, compiled: codecs' loops, a cacheful after another.
 
 Each says in one call what calls of the codecs' own loops, row by row, say bit for bit; a call costs as much as a loop
-over thousands of entries. ``bits`` is that of the codec's ``Form``. Rows are ranges of ``row`` entries, the last of
-which may be shorter or missing. ``words`` is None where nothing is random. An array of size 0 stands for none.
+over thousands of entries. Rows are ranges of ``row`` entries, the last of which may be shorter or missing. An array of
+size 0 stands for none.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from shoal.codecs.kernels import (
     one_bit_encode,
     one_bit_keep,
 )
+
+Form = tuple[int, int, tuple[int, int] | None]
+"""A codec's ``Form``: bits, block, and the key's words where rounding is random."""
 
 
 @kernel
@@ -68,9 +71,8 @@ def _step(num_entries: int, block: int, words: tuple[int, int] | None) -> int:
 
 
 @kernel
-def _encode_row(
-    bits: int, x: Array, payload: Array, block: int, words: tuple[int, int] | None, room: Array
-) -> None:  # fmt: skip
+def _encode_row(form: Form, x: Array, payload: Array, room: Array) -> None:
+    bits, block, words = form
     scales, codes = _parts(payload, bits, block, x.size)
     step = _step(x.size, block, words)
     for low in range(0, x.size, step):
@@ -84,10 +86,11 @@ def _encode_row(
 
 @kernel
 def encode_rows(
-    bits: int, vector: Array, payloads: Array, row: int, block: int, words: tuple[int, int] | None, skip: int,
-    residual: Array, room: Array,
+    form: Form, vector: Array, payloads: Array, which: tuple[int, int], residual: Array, room: Array
 ) -> None:  # fmt: skip
-    """Add the residual to the vector, encode all rows but ``skip``, and leave in ``room`` what that lost."""
+    """Add the residual to the vector, encode its rows but one, and leave in ``room`` what that lost. ``which``: the
+    length of a row, and the one to leave out."""
+    row, skip = which
     for r in range(payloads.shape[0]):
         low, high = r * row, min((r + 1) * row, vector.size)
         if high <= low:
@@ -98,15 +101,13 @@ def encode_rows(
             for i in range(x.size):
                 x[i] += kept[i]
         if r != skip:
-            _encode_row(bits, x, payloads[r], block, words, room[low:high])
+            _encode_row(form, x, payloads[r], room[low:high])
 
 
 @kernel
-def sum_rows(
-    bits: int, total: Array, received: Array, skip: int, payload: Array, block: int, words: tuple[int, int] | None,
-    room: Array,
-) -> None:  # fmt: skip
+def sum_rows(form: Form, total: Array, received: Array, skip: int, payload: Array, room: Array) -> None:
     """Add what all rows but ``skip`` decode to, each as long as ``total``; encode the sum, and leave what that lost."""
+    bits, block, _ = form
     step = max(block, CHUNK)
     for low in range(0, total.size, step):
         high = min(low + step, total.size)
@@ -115,12 +116,13 @@ def sum_rows(
                 scales, codes = _parts(received[r], bits, block, total.size)
                 s = scales[low // block : (high + block - 1) // block]
                 _decode(bits, s, codes[low * bits // 8 : (high * bits + 7) // 8], block, total[low:high], True)
-    _encode_row(bits, total, payload, block, words, room)
+    _encode_row(form, total, payload, room)
 
 
 @kernel
-def decode_rows(bits: int, payloads: Array, row: int, block: int, vector: Array) -> None:
+def decode_rows(form: Form, payloads: Array, row: int, vector: Array) -> None:
     """Write what the rows decode to."""
+    bits, block, _ = form
     for r in range(payloads.shape[0]):
         low, high = r * row, min((r + 1) * row, vector.size)
         if high <= low:

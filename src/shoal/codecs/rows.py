@@ -128,24 +128,22 @@ class _Together:
     def encode(
         self, vector: Tensor, payloads: Tensor, own: int, key: int, residual: Tensor | None, room: Tensor | None
     ) -> None:
-        words = self._form.words(_key(key, own, self._cut.num_rows, sums=False))
-        compiled_rows().encode_rows(
-            self._form.bits, vector.numpy(), payloads.numpy(), self._cut.row, self._form.block, words, own,
-            _array(residual), _array(room),
-        )  # fmt: skip
+        form = self._keyed(_key(key, own, self._cut.num_rows, sums=False))
+        arrays = vector.numpy(), payloads.numpy()
+        compiled_rows().encode_rows(form, *arrays, (self._cut.row, own), _array(residual), _array(room))
 
     def sum(self, vector: Tensor, received: Tensor, own: int, key: int, payload: Tensor, room: Tensor | None) -> None:
         part = self._cut.part(own)
-        words = self._form.words(_key(key, own, self._cut.num_rows, sums=True))
-        compiled_rows().sum_rows(
-            self._form.bits, vector.numpy()[part], received.numpy(), own, payload.numpy(), self._form.block, words,
-            _array(room)[part],
-        )  # fmt: skip
+        form = self._keyed(_key(key, own, self._cut.num_rows, sums=True))
+        arrays = vector.numpy()[part], received.numpy()
+        compiled_rows().sum_rows(form, *arrays, own, payload.numpy(), _array(room)[part])
 
     def decode(self, payloads: Tensor, key: int, vector: Tensor) -> None:
-        compiled_rows().decode_rows(
-            self._form.bits, payloads.numpy(), self._cut.row, self._form.block, vector.numpy()
-        )  # fmt: skip
+        form = (self._form.bits, self._form.block, None)
+        compiled_rows().decode_rows(form, payloads.numpy(), self._cut.row, vector.numpy())
+
+    def _keyed(self, key: int) -> tuple[Any, ...]:
+        return self._form.bits, self._form.block, self._form.words(key)
 
 
 _NONE: Any = np.empty(0, np.float32)
