@@ -5,10 +5,10 @@ processes and evaluating are left out, for all alike. Batch, samples, initial pa
 the same; DDP has the SGD that it needs the fewest steps with, and local steps have one of their own (torchft's and ours
 the same). torchft deals the samples in an order of its own, and gets no codec: its own needs a GPU.
 
-In the full run torch's DDP trains for real until it is there; with its best hook its time is its measured step time
-multiplied by the steps that it needs. With ``--quick`` so is DDP's own: the steps are those of the kept full run, if it
-was of the same task; else they are found by the same optimisation in one process without an exchange, for which 50 s
-are too short.
+In the full run torch's DDP trains for real until it is there; what counts is that, or if it is less its measured step
+time multiplied by the steps that it needs. With its best hook its time is always the latter, and with ``--quick`` so is
+DDP's own: the steps are those of the kept full run, if it was of the same task; else they are found by the same
+optimisation in one process without an exchange, for which 50 s are too short.
 """
 
 from __future__ import annotations
@@ -81,14 +81,14 @@ class Findings:
     """Peers' runs for real."""
 
     def peer_s(self, name: str, seed: int) -> float | None:
-        """A peer's seconds to the target. Where it did not run itself, the steps that it needs at its step time."""
+        """A peer's seconds to the target: those of its run, or the steps that it needs at its step time, if that is
+        less or it did not run."""
         needed = self.exact[seed].first_at(TARGET)
         run = next((trace for trace in self.real if trace.name == name), None)
-        there = run.first_at(TARGET) if run is not None else None
-        if there is not None and seed == SEEDS[0]:
-            return there.at_s
-        step_s = self.wires[name].step_s if there is None else there.at_s / there.step
-        return None if needed is None else needed.step * step_s
+        there = run.first_at(TARGET) if run is not None and seed == SEEDS[0] else None
+        known = [] if needed is None else [needed.step * self.wires[name].step_s]
+        known += [] if there is None else [there.at_s]
+        return min(known, default=None)
 
     def speedups(self, name: str) -> list[float]:
         """A peer's seconds over ours, for the seeds with which both got there."""
