@@ -90,7 +90,7 @@ def test_a_killed_worker_is_replaced_and_its_successor_heals(befallen):
 
 def test_a_round_that_loses_a_worker_commits_what_the_others_did():
     seldom = shoal.Storing(every_s=None, every_steps=10_000)
-    chosen = dataclasses.replace(job_with(shoal.LocalSGD(sync_every_steps=20)), storing=seldom)
+    chosen = dataclasses.replace(job_with(shoal.LocalSGD(sync_every_steps=20)), storing=seldom, log_every_steps=1)
     folder = RunFolder((runs_folder() / "round").resolve())
     with FaultPlan().kill(at_step=40, rank=1).befalling(folder):
         run = shoal.train(chosen, workers=3, name=folder.name, options=QUIET)
@@ -98,6 +98,8 @@ def test_a_round_that_loses_a_worker_commits_what_the_others_did():
     assert (lossy["committed"], lossy["lagging_lanes"]) == (2, 21)
     assert lossy["alive"] in (2, 3), "its replacement may be there already, to catch up"
     assert not later, "what the lost worker left is made up for in the next round"
+    told = [e["step"] for e in of_kind(run, "progress")]
+    assert told[told.index(lossy["step"]) + 1] == lossy["step"] + 10, "which is half as long"
     check_counts(run, chosen)
 
 

@@ -58,9 +58,9 @@ class LocalComputer:
     def advance(self, last_step: int) -> Round:
         progress = self._progress(last_step)
         self._run(progress, progress.num_slots)
-        version = progress.target
-        ballot = self._scene.ballot(version)
+        ballot = self._scene.ballot(progress.target)
         roll, flags, num_contributors = self._call(progress, ballot)
+        version = progress.target
         while version == self._kit.steps.total_steps and not flags.all() and not roll.num_bad:
             missing = tuple(lane for lane in self._lanes if not flags[lane])
             progress.stages += [missing] if missing else []
@@ -85,7 +85,7 @@ class LocalComputer:
         self._session.launch(self._scene.group, share, done.version, goes_on=goes_on)
         self._base = done.version
         if goes_on:
-            self._overlap(self._begin(self._base, last_step))
+            self._overlap(self._begin(self._base, last_step, lags=False))
         self._kit.agent.at("wait")
         return self._session.finish()
 
@@ -100,16 +100,20 @@ class LocalComputer:
         found = self._replica.progress
         if found is None or found.base != self._base:
             if self._replica.step != self._base:  # it is catching up, and has no lanes
-                return Progress(self._base, self._target(self._base, last_step), [])
-            found = self._begin(self._base, last_step)
+                return Progress(self._base, self._target(self._base, last_step, lags=False), [])
+            found = self._begin(self._base, last_step, lags=bool(self._replica.lagging))
         return found
 
-    def _begin(self, base: int, last_step: int) -> Progress:
-        self._replica.progress = Progress(base, self._target(base, last_step), [self._lanes] if self._lanes else [])
+    def _begin(self, base: int, last_step: int, *, lags: bool) -> Progress:
+        target = self._target(base, last_step, lags=lags)
+        self._replica.progress = Progress(base, target, [self._lanes] if self._lanes else [])
         return self._replica.progress
 
-    def _target(self, base: int, last_step: int) -> int:
-        return min(base + self._session.sync_every_steps, last_step)
+    def _target(self, base: int, last_step: int, *, lags: bool) -> int:
+        """A round that makes up for lost lanes is half as long: it has more work a step, and at its end lanes are dealt
+        anew."""
+        every = self._session.sync_every_steps
+        return min(base + (max(1, every // 2) if lags else every), last_step)
 
     def _run(self, progress: Progress, upto_slot: int) -> None:
         """Make the local steps that are left, at most up to a slot of the present stage."""
@@ -167,24 +171,30 @@ class LocalComputer:
     # Its end
 
     def _call(self, progress: Progress, ballot: Ballot) -> tuple[Roll, torch.Tensor, int]:
-        """The roll call of a round: what all did, lane by lane, and how many workers did any of it."""
+        """The roll call of a round: what all did, lane by lane, and how many workers did any of it.
+
+        Who is catching up does not know how long the round is, and is told by the sum of what the others know.
+        """
         self._kit.agent.at("wait")
         bad = progress.bad_step is not None
         entries = encode(ballot.call(progress.ledger, progress.loss_sum, bad=bad))
-        num_lanes = self._job.num_lanes
-        tail = torch.zeros(num_lanes + 1, dtype=torch.float64)
+        num_lanes, knows = self._job.num_lanes, self._replica.step == progress.base
+        tail = torch.zeros(num_lanes + 3, dtype=torch.float64)
         tail[list(progress.lanes_done)] = 1
-        tail[num_lanes] = bool(progress.ledger.count)
+        tail[num_lanes:] = torch.tensor([bool(progress.ledger.count), knows, knows * progress.num_slots])
         summed = torch.cat([entries, tail]).to(self._job.device)
         self._session.times.await_(self._scene.group.all_reduce(summed))
         summed = summed.cpu()
         roll = decode(summed[:NUM_ENTRIES])
-        flags = summed[NUM_ENTRIES:-1].long()
-        if self._replica.step == progress.base and not roll.num_bad:
+        flags = summed[NUM_ENTRIES:-3].long()
+        num_contributors, num_knowing, num_slots = (int(entry) for entry in summed[-3:])
+        if not knows:
+            progress.target = progress.base + num_slots // num_knowing
+        elif not roll.num_bad:
             wanted = expected(self._kit.steps, flags.numpy(), progress.base, progress.target, self._replica.lagging)
             if roll.ledger != wanted:
                 raise Bug(f"a round from step {progress.base} took {roll.ledger.count} samples, and not {wanted.count}")
-        return roll, flags, int(summed[-1])
+        return roll, flags, num_contributors
 
     def find_bad_lane(self) -> int | None:
         progress = self._replica.progress
