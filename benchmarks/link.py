@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.loops import OURS, SAMPLES, TORCHS, UNSAFE, Loops, num_parameters
-from benchmarks.machine import finish, median_and_spread
+from benchmarks.machine import REPOSITORY, finish, median_and_spread
 from shoal.lab import Lab, LabSpec
 
 HOSTS = 4
@@ -74,7 +74,7 @@ def try_alone(lab: Lab, name: str, folder: Path, steps: int) -> Measured | str:
     except RuntimeError as error:
         for host in lab.hosts:
             lab.kill(host)
-        return str(error)
+        return str(error).replace(f"{REPOSITORY}/", "")
 
 
 def row(name: str, seen: Measured, rate: float, ddp: Measured) -> dict[str, Any]:
