@@ -48,9 +48,9 @@ def run(order: Order) -> int:
         _say(f"{lab.name} is up: " + ", ".join(f"{host.name} {host.address}" for host in lab.hosts))
         env = start_ray(lab) if order.ray else lab.env
         with _Signals() as signals:
-            child = _start(lab, order, env)
+            signals.go_to(_start(lab, order, env))
             with inflicting(lab, faults, _say):
-                return signals.wait(child)
+                return signals.wait()
 
 
 def _start(lab: Lab, order: Order, env: dict[str, str]) -> subprocess.Popen[Any]:
@@ -87,18 +87,22 @@ class _Signals:
         elif number != signal.SIGINT:
             self._child.send_signal(number)
 
-    def wait(self, child: subprocess.Popen[Any]) -> int:
-        """To the command's end: its exit code. No handler may raise within: a status that has been fetched is lost."""
+    def go_to(self, child: subprocess.Popen[Any]) -> None:
+        """From now on signals go to the command; those that came before it was there go to it at once."""
         self._child = child
         for number in self._pending:
             child.send_signal(number)
+
+    def wait(self) -> int:
+        """To the command's end: its exit code. No handler may raise within: a status that has been fetched is lost."""
+        assert self._child is not None
         while True:
             try:
-                code = child.wait(_POLL_S)
+                code = self._child.wait(_POLL_S)
                 return 128 - code if code < 0 else code
             except subprocess.TimeoutExpired:
                 if time.monotonic() > self._ends_by_s:
-                    child.kill()
+                    self._child.kill()
 
 
 def run_as_user(order: Order) -> int:

@@ -86,11 +86,11 @@ class Bucket:
 
     def seal(self) -> None:
         """Take what the last backward did not reach, and note what any did, just before the flat tensor is sent."""
-        for index, view in enumerate(self.views):
-            if index in self.reached - self.final:
+        for index in set(range(len(self.views))) - self.final:
+            if index in self.reached:
                 self.take(index)
-            elif index not in self.final:
-                view.zero_()
+            else:
+                self.views[index].zero_()
         if len(self.reached) == len(self.views):
             self.used.fill_(1)
         else:

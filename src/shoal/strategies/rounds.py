@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,6 @@ class _Flight:
     sums: list[Tensor]
     buffers: list[tuple[Tensor, Work]]
     num_done: int = 0
-    agreed: list[Tensor] = field(default_factory=list)
 
 
 class Rounds:
