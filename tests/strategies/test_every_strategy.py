@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from shoal.codecs import Int8, OneBit, PowerSGD, TopK
-from shoal.errors import ConfigError
+from shoal.errors import Bug, ConfigError
 from shoal.optim import Nesterov, Plain
 from shoal.strategies import AllReduce, DiLoCo, LocalSGD, Share
 from tests.strategies.threads import on_ranks
@@ -95,22 +95,31 @@ class Rank:
         loss_of(self.model, step, self.rows).backward()
         self.optimizer.step()
 
-    def in_rounds(self, num_steps=NUM_STEPS):
+    def in_rounds(self, num_steps=NUM_STEPS, fault=None):
+        """``fault``: what comes of it if after the first exchange and what is computed meanwhile all fail, once."""
         every, overlap = self.session.sync_every_steps, self.session.overlap_steps
         ahead = 0
         for target in range(every, num_steps + 1, every):
             for step in range(target - every + ahead, target):
                 self.local_step(step)
             ahead = overlap if target < num_steps else 0
-            self.session.launch(self.group, self.share, target, goes_on=ahead > 0)
-            for stage in range(self.session.num_stages):
-                self.session.advance(stage + 1)
-            for step in range(target, target + ahead):
-                self.local_step(step)
-            agreed = self.session.finish()
+            agreed = self.exchange(target, ahead)
+            if fault is not None and target == every:
+                self.session.roll_back()
+                if fault == "given up":
+                    self.session.rewind()
+                agreed = self.exchange(target, ahead, again=fault == "kept")
             self.session.remember(target)
             self.session.apply(agreed, lambda: None)
         return flat(self.model)
+
+    def exchange(self, target, ahead, again=False):
+        self.session.launch(self.group, self.share, target, goes_on=ahead > 0)
+        for stage in range(self.session.num_stages):
+            self.session.advance(stage + 1)
+        for step in range(target, target if again else target + ahead):
+            self.local_step(step)
+        return self.session.finish()
 
 
 def trained(strategy, world_size=WORLD, dtype=torch.float64):
@@ -154,6 +163,30 @@ def test_what_is_computed_while_an_exchange_is_under_way_is_kept_on_top_of_it():
     """With one worker the mean is its own, so nothing shows."""
     streaming = DiLoCo(sync_every_steps=3, outer=Plain(), fragments=2, overlap_steps=2)
     torch.testing.assert_close(trained(streaming, 1), plain())
+
+
+@pytest.mark.parametrize("fault", ["kept", "given up"])
+def test_after_a_failed_exchange_what_was_computed_on_top_of_it_is_kept_or_given_up(fault):
+    """Where an optimizer has no memory both come to what an undisturbed run does."""
+
+    def act(group, fault=None):
+        rank = Rank(group, DiLoCo(sync_every_steps=3, fragments=2, overlap_steps=2))
+        rank.optimizer = sgd(rank.model, momentum=0.0)
+        return rank.in_rounds(fault=fault)
+
+    disturbed = on_ranks(WORLD, lambda group: act(group, fault))
+    assert torch.equal(disturbed[0], on_ranks(WORLD, act)[0])
+
+
+def test_a_round_is_not_launched_again_from_where_it_did_not_end():
+    def act(group):
+        rank = Rank(group, DiLoCo(sync_every_steps=3, overlap_steps=2))
+        rank.exchange(3, 2)
+        rank.session.roll_back()
+        with pytest.raises(Bug, match="kept or given up"):
+            rank.session.launch(group, rank.share, 3)
+
+    on_ranks(1, act)
 
 
 @pytest.mark.parametrize(

@@ -64,5 +64,20 @@ def test_progress_goes_from_slot_to_slot_and_stage_to_stage():
     assert progress.lanes_done == (0, 1, 7)
 
 
+@pytest.mark.parametrize(("done", "target", "left"), [(2, 25, 3), (2, 22, 0), (5, 25, 0), (1, 22, 1)])
+def test_progress_may_lead_to_an_earlier_step_once_it_has_begun(done, target, left):
+    progress = Progress(20, 25, [(0, 1)])
+    for _ in range(done):
+        progress.next_slot()
+    assert progress.num_done == done
+    progress.lead_to(target)
+    seen = []
+    while not progress.is_done:
+        seen.append((first_of_slot(progress.slot, 20, progress), first_of_slot(progress.slot + 1, 20, progress)))
+        progress.next_slot()
+    assert seen == [(20 + step, 21 + step) for step in range(done, done + left)]
+    assert progress.lanes_done == (0, 1)
+
+
 def test_a_member_without_lanes_has_nothing_to_do():
     assert Progress(20, 25, []).is_done

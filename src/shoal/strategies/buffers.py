@@ -27,16 +27,23 @@ class AgreedBuffers:
     def __init__(self, model: nn.Module, *, added: bool = False) -> None:
         self._live = list(model.buffers())
         self._added = added
-        self._committed = [buffer.clone() for buffer in self._live]
+        self._committed = self.values()
 
-    def send(self, group: Group, share: float, *, leads: bool) -> list[tuple[Tensor, Work]]:
-        """Start to sum the buffers: floating-point ones by ``share`` of the step's samples, integers if we lead."""
+    def values(self) -> list[Tensor]:
+        """A copy of what the buffers hold."""
+        return [buffer.clone() for buffer in self._live]
+
+    def send(
+        self, group: Group, share: float, *, leads: bool, values: list[Tensor] | None = None
+    ) -> list[tuple[Tensor, Work]]:
+        """Start to sum the buffers, or what they held earlier: floating-point ones by ``share`` of the step's samples,
+        integers if we lead."""
         if not self._live or (group.seat.world_size == 1 and not self._added):
             return []
         out = []
         for dtype in _DTYPES:
             weight = share if dtype.is_floating_point else int(leads)
-            if flat := self._flat(dtype, self._live):
+            if flat := self._flat(dtype, self._live if values is None else values):
                 if self._added:
                     flat[0].sub_(self._flat(dtype, self._committed)[0])
                 agreed = flat[0] * weight if weight else torch.zeros_like(flat[0])
@@ -66,16 +73,19 @@ class AgreedBuffers:
 
     def roll_back(self) -> None:
         """Undo what forward wrote since the last commit."""
-        for kept, live in zip(self._committed, self._live, strict=True):
-            live.copy_(kept)
+        self.hold(self._committed)
+
+    def hold(self, values: list[Tensor]) -> None:
+        """Take ``values`` as what the buffers hold; nothing of it is committed."""
+        for buffer, value in zip(self._live, values, strict=True):
+            buffer.copy_(value)
 
     @contextmanager
     def committed(self) -> Iterator[None]:
         """Within this the live buffers hold what is committed."""
-        live = [buffer.clone() for buffer in self._live]
+        live = self.values()
         self.roll_back()
         try:
             yield
         finally:
-            for buffer, value in zip(self._live, live, strict=True):
-                buffer.copy_(value)
+            self.hold(live)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from shoal.comm.collectives import Group, Work
 from shoal.comm.exchange import Exchange, Times, exchange_for
+from shoal.errors import Bug
 from shoal.optim import Outer
 from shoal.strategies.agreed import Agreed, Share
 from shoal.strategies.buckets import Layout
@@ -20,13 +21,21 @@ from shoal.strategies.memories import Memories
 _OUTER = "outer/"
 
 
+@dataclass(frozen=True)
+class _End:
+    """Where local steps had led to at the end of a round: each layout's parameters, and the buffers."""
+
+    parameters: list[Tensor]
+    buffers: list[Tensor]
+
+
 @dataclass
 class _Flight:
     """What a round came to, on its way."""
 
     version: int
-    ends: list[Tensor]
-    """Each layout's parameters at the end of the round, if the next one may begin meanwhile; else they stay there."""
+    end: _End | None
+    """If the next round may begin meanwhile; else the model stays there."""
     sums: list[Tensor]
     buffers: list[tuple[Tensor, Work]]
     num_done: int = 0
@@ -36,7 +45,8 @@ class Rounds:
     """The version's parameters (the anchors), apart from the model's, which local steps move.
 
     A round is local steps; ``launch``; ``advance`` up to ``num_stages`` times, in between which the next round may be
-    computed; ``finish``, ``remember`` and ``apply``. After an error: ``roll_back``.
+    computed; ``finish``, ``remember`` and ``apply``. After an error: ``roll_back``; the round is launched again from
+    its end, and what was computed on top of that stays, or is given up by ``rewind``.
     """
 
     def __init__(
@@ -52,6 +62,7 @@ class Rounds:
         self._group: Group | None = None
         self._exchanges: list[Exchange] = []
         self._flight: _Flight | None = None
+        self._end: _End | None = None  # of a round whose exchange did not end
         self._anchors: list[Tensor] = []
         self._states: list[tuple[Tensor, ...]] = []
         self.reset()
@@ -69,12 +80,14 @@ class Rounds:
         if group is not self._group:
             self._group = group
             self._exchanges = [self._exchange(layout) for layout in self._layouts]
-        ends = [_flat(layout) for layout in self._layouts]
-        outs = [torch.empty_like(end) if goes_on else end for end in ends]
-        for anchor, end, out in zip(self._anchors, ends, outs, strict=True):
-            torch.sub(anchor, end, out=out).mul_(share.fraction)
-        buffers = self._buffers.send(group, share.fraction, leads=share.leads)
-        self._flight = _Flight(version, ends if goes_on else [], outs, buffers)
+        if self._end is not None and not goes_on:
+            raise Bug("what was computed on top of a round was to be kept or given up")
+        end = self._end or _End([_flat(layout) for layout in self._layouts], self._buffers.values())
+        outs = [torch.empty_like(flat) if goes_on else flat for flat in end.parameters]
+        for anchor, flat, out in zip(self._anchors, end.parameters, outs, strict=True):
+            torch.sub(anchor, flat, out=out).mul_(share.fraction)
+        buffers = self._buffers.send(group, share.fraction, leads=share.leads, values=end.buffers)
+        self._end, self._flight = None, _Flight(version, end if goes_on else None, outs, buffers)
 
     def _exchange(self, layout: Layout) -> Exchange:
         assert self._group is not None
@@ -120,8 +133,8 @@ class Rounds:
         own = flight is not None and agreed.gradients[0] is flight.sums[0]
         for number, (layout, gradient) in enumerate(zip(self._layouts, agreed.gradients, strict=True)):
             anchor, state = self._outer.update(self._anchors[number], gradient, self._states[number])
-            if own and flight is not None and flight.ends:
-                _add(layout, flight.ends[number].neg_().add_(anchor))
+            if own and flight is not None and flight.end:
+                _add(layout, flight.end.parameters[number].neg_().add_(anchor))
             else:
                 _write(layout, anchor)
             self._anchors[number], self._states[number] = anchor, state
@@ -131,22 +144,29 @@ class Rounds:
 
     def reset(self) -> None:
         """The model was restored: what it holds now is committed."""
-        self._flight = None
+        self._flight = self._end = None
         self._anchors = [_flat(layout) for layout in self._layouts]
         self._states = [self._outer.init(anchor) for anchor in self._anchors]
         self._buffers.keep()
 
     def roll_back(self) -> None:
-        """Go back to the end of the round whose exchange did not end, if one was under way; local steps stay."""
-        if self._flight is not None and self._flight.ends:
-            for layout, end in zip(self._layouts, self._flight.ends, strict=True):
-                _write(layout, end)
+        """Give up an exchange that did not end; all local steps stay."""
+        if self._flight is not None and self._flight.end is not None:
+            self._end = self._flight.end
         self._flight = None
         self._group = None
 
+    def rewind(self) -> None:
+        """Back to the end of the round whose exchange did not end: local steps on top of it are given up."""
+        if self._end is not None:
+            for layout, flat in zip(self._layouts, self._end.parameters, strict=True):
+                _write(layout, flat)
+            self._buffers.hold(self._end.buffers)
+        self._end = None
+
     def start_over(self) -> None:
         """Forget local steps too."""
-        self._flight = None
+        self._flight = self._end = None
         for layout, anchor in zip(self._layouts, self._anchors, strict=True):
             _write(layout, anchor)
         self._buffers.roll_back()

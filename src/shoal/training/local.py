@@ -9,7 +9,7 @@ missed besides what is due. Only the last round of all waits until every lane is
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -73,21 +73,40 @@ class LocalComputer:
         try:
             return replace(done, agreed=self._exchange(progress, done, last_step))
         except BaseException:
-            self._replica.progress = progress  # what was computed on top of a round that did not end is given up
+            if self._replica.progress is not progress:
+                self._replica.progress, self._replica.ahead = progress, self._replica.progress
             raise
 
     def _exchange(self, progress: Progress, done: Round, last_step: int) -> Agreed:
         """What all have agreed on. The next round may begin meanwhile, if it takes place as this one does."""
         assert done.flags is not None
         share = Share(progress.ledger.count / done.roll.ledger.count, self._leads(done.flags, progress))
-        all_stay = not done.roll.order and not done.roll.due and done.version < last_step
-        goes_on = all_stay and bool(done.flags.all() and progress.stages and self._session.overlap_steps)
-        self._session.launch(self._scene.group, share, done.version, goes_on=goes_on)
+        goes_on = not done.roll.order and not done.roll.due and done.version < last_step
+        upcoming = None
+        if goes_on and progress.stages and self._session.overlap_steps:
+            upcoming = self._replica.progress = self._upcoming(progress, done, last_step)
+        if upcoming is None or upcoming is not self._replica.ahead:
+            self._session.rewind()
+        self._replica.ahead = None
+        self._session.launch(self._scene.group, share, done.version, goes_on=upcoming is not None)
         self._base = done.version
-        if goes_on:
-            self._overlap(self._begin(self._base, last_step, lags=False))
+        if upcoming is not None:
+            self._overlap(upcoming)
         self._kit.agent.at("wait")
         return self._session.finish()
+
+    def _upcoming(self, progress: Progress, done: Round, last_step: int) -> Progress:
+        """The round after one that is not committed yet. What was made of it before a fault is a part of it, if the
+        lanes are still this worker's."""
+        lagging = done.lagging_after(progress.base, self._replica.lagging)
+        fresh = self._fresh(done.version, last_step, lagging)
+        ahead = self._replica.ahead
+        if ahead is None or ahead.num_done > fresh.num_slots or not ahead.stages:
+            return fresh
+        if not set(ahead.stages[0]) <= set(self._lanes) & set(progress.lanes_done):
+            return fresh
+        ahead.lead_to(fresh.target)
+        return ahead
 
     def _leads(self, flags: Indices, progress: Progress) -> bool:
         """Whether this worker did the first of all lanes that were done."""
@@ -100,20 +119,16 @@ class LocalComputer:
         found = self._replica.progress
         if found is None or found.base != self._base:
             if self._replica.step != self._base:  # it is catching up, and has no lanes
-                return Progress(self._base, self._target(self._base, last_step, lags=False), [])
-            found = self._begin(self._base, last_step, lags=bool(self._replica.lagging))
+                return replace(self._fresh(self._base, last_step, {}), stages=[])
+            found = self._replica.progress = self._fresh(self._base, last_step, self._replica.lagging)
         return found
 
-    def _begin(self, base: int, last_step: int, *, lags: bool) -> Progress:
-        target = self._target(base, last_step, lags=lags)
-        self._replica.progress = Progress(base, target, [self._lanes] if self._lanes else [])
-        return self._replica.progress
-
-    def _target(self, base: int, last_step: int, *, lags: bool) -> int:
-        """A round that makes up for lost lanes is half as long: it has more work a step, and at its end lanes are dealt
-        anew."""
+    def _fresh(self, base: int, last_step: int, lagging: Mapping[int, int]) -> Progress:
+        """A round of which nothing is done. One that makes up for lost lanes is half as long: it has more work a step,
+        and at its end lanes are dealt anew. How long it is depends on the version that it begins from alone."""
         every = self._session.sync_every_steps
-        return min(base + (max(1, every // 2) if lags else every), last_step)
+        target = min(base + (max(1, every // 2) if lagging else every), last_step)
+        return Progress(base, target, [self._lanes] if self._lanes else [], lagging=lagging)
 
     def _run(self, progress: Progress, upto_slot: int) -> None:
         """Make the local steps that are left, at most up to a slot of the present stage."""
@@ -133,10 +148,9 @@ class LocalComputer:
 
     def _take(self, progress: Progress) -> LocalBatch:
         """All that this worker's lanes have for the present slot."""
-        lagging = self._replica.lagging if self._replica.step == progress.base else {}
         lanes = progress.stages[progress.stage]
         parts = []
-        for reached, own in feeds(lanes, progress.base, lagging).items():
+        for reached, own in feeds(lanes, progress.base, progress.lagging).items():
             first = first_of_slot(progress.slot, reached, progress)
             last = first_of_slot(progress.slot + 1, reached, progress)
             feed = self._feeds.get(reached - progress.base)

@@ -37,6 +37,8 @@ class Replica:
         """Lanes of which a lost worker's part is still to be done, and the step that they stand at."""
         self.progress: Progress | None = None
         """What this worker has done of a round that is not committed."""
+        self.ahead: Progress | None = None
+        """And of the round after that one, if a fault has ended its exchange."""
         self._build()
 
     def _build(self) -> None:
@@ -69,7 +71,7 @@ class Replica:
         """Stand at step 0: what the job's seed gives."""
         if not self._pristine:
             self._build()
-        self.step, self.ledger, self.lagging, self.progress = 0, Ledger(), {}, None
+        self.step, self.ledger, self.lagging, self.progress, self.ahead = 0, Ledger(), {}, None, None
         self.session.reset()
 
     def restore(self, snapshot: Snapshot, num_members: int | None = None) -> None:
@@ -80,7 +82,7 @@ class Replica:
         restore(snapshot, self.model, self.optimizer)
         self.ledger = Ledger(*snapshot.meta["ledger"])
         self.lagging = {int(lane): step for lane, step in snapshot.meta.get("lagging", {}).items()}
-        self.progress = None
+        self.progress = self.ahead = None
         self.session.reset()
         self.session.load(snapshot.strategy)
         share = snapshot.meta.get(_NUM_ACTIVE, 1) / num_members if num_members is not None else None
@@ -90,7 +92,7 @@ class Replica:
 
     def fall_behind(self, version: int) -> float:
         """The others hold ``version``, and this worker will copy it: the norm of the residual that it has to drop."""
-        self.progress = None
+        self.progress = self.ahead = None
         if isinstance(self.session, Rounds):
             self.session.start_over()
         return self.session.memories.adopt(version)

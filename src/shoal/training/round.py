@@ -44,7 +44,8 @@ class Progress:
     """What a worker has done, by itself, of the round from version ``base`` to ``target``.
 
     The round begins with the lanes that were the worker's; where it must take over lost lanes at once, those follow in
-    a stage of their own. ``slot`` counts the local steps of the stage that are done.
+    a stage of their own. ``slot`` counts the local steps of the stage that are done. ``lagging``: the lanes that stand
+    before ``base``, and where.
     """
 
     base: int
@@ -55,10 +56,16 @@ class Progress:
     ledger: Ledger = field(default_factory=Ledger)
     loss_sum: float = 0.0
     bad_step: int | None = None
+    lagging: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def num_slots(self) -> int:
         return self.target - self.base
+
+    @property
+    def num_done(self) -> int:
+        """The local steps that are done, over all stages."""
+        return self.stage * self.num_slots + self.slot
 
     @property
     def is_done(self) -> bool:
@@ -73,6 +80,14 @@ class Progress:
     def next_slot(self) -> None:
         """Another local step is done."""
         self.slot += 1
+        self._end_stage()
+
+    def lead_to(self, target: int) -> None:
+        """Another target, not before what is done; of lanes that all stand at ``base``."""
+        self.slot, self.stage, self.target = self.num_done, 0, target
+        self._end_stage()
+
+    def _end_stage(self) -> None:
         if self.slot >= self.num_slots:
             self.stage, self.slot = self.stage + 1, 0
 
