@@ -9,6 +9,7 @@ missed besides what is due. Only the last round of all waits until every lane is
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
@@ -25,6 +26,11 @@ from shoal.training.computing import Ballot, Scene, find_bad_lane, loss_of
 from shoal.training.replica import seed_everything, step_seed
 from shoal.training.rollcall import NUM_ENTRIES, Roll, decode, encode
 from shoal.training.round import Progress, Round, expected, feeds, first_of_slot
+
+
+_ASK_AGAIN, _ASK_S = 25, 0.002
+"""How often, and how long after, an order is asked for again that has reached only some: the next chance to obey it is
+a round away."""
 
 
 class LocalComputer:
@@ -60,6 +66,12 @@ class LocalComputer:
         self._run(progress, progress.num_slots)
         ballot = self._scene.ballot(progress.target)
         roll, flags, num_contributors = self._call(progress, ballot)
+        for _ in range(_ASK_AGAIN):
+            if roll.order or not roll.some_ordered or roll.num_bad:
+                break
+            time.sleep(_ASK_S)
+            ballot = replace(ballot, order=self._kit.agent.order)
+            roll, flags, num_contributors = self._call(progress, ballot)
         version = progress.target
         while version == self._kit.steps.total_steps and not flags.all() and not roll.num_bad:
             missing = tuple(lane for lane in self._lanes if not flags[lane])

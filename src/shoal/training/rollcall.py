@@ -34,7 +34,8 @@ class Call:
 
 @dataclass(frozen=True)
 class Roll:
-    """What all ``num_present`` members say. ``order``: the one that all of them hold, else 0."""
+    """What all ``num_present`` members say. ``order``: the one that all of them hold, else 0, though ``some_ordered`` if
+    it has reached some of them."""
 
     ledger: Ledger
     loss_sum: float
@@ -43,6 +44,7 @@ class Roll:
     fingerprints_differ: bool
     due: bool
     num_present: int
+    some_ordered: bool = False
 
 
 NUM_ENTRIES = 20
@@ -76,6 +78,7 @@ def decode(summed: Tensor) -> Roll:
         fingerprints_differ=not all(agree[1:]),
         due=num_due > 0,
         num_present=int(present),
+        some_ordered=sums[0] > 0,
     )
 
 
