@@ -114,10 +114,9 @@ def spec(link: str) -> LabSpec:
     return LabSpec(hosts=HOSTS, link=link)
 
 
-def plain(folder: Path, *, until: float, evaluate_from: int, seed: int = 0) -> Trace:
-    """DDP's optimisation in one process and without an exchange, on all cores: for its steps, not for its time."""
+def plain(folder: Path, *, until: float, evaluate_from: int, seed: int = 0, threads: int = 1) -> Trace:
+    """DDP's optimisation in one process and without an exchange: for its steps, not for its time."""
     place = Path(tempfile.mkdtemp(dir=folder))
-    threads = len(os.sched_getaffinity(0))
     worker = _worker(
         "--until", str(until), "--seed", str(seed), "--evaluate-from", str(evaluate_from), "--threads", str(threads)
     )  # fmt: skip

@@ -53,10 +53,6 @@ class Trace:
         """The same optimisation, had each step taken so long."""
         return replace(self, name=name, points=tuple(replace(p, at_s=p.step * step_s) for p in self.points))
 
-    def at_every(self, steps: int) -> Trace:
-        """What is known of it at every so many steps."""
-        return replace(self, points=tuple(p for p in self.points if p.step % steps == 0))
-
     def record(self) -> dict[str, Any]:
         """As JSON."""
         return {
@@ -84,16 +80,6 @@ def trace(name: str, events: Iterable[Event], sent_bytes: float = 0.0) -> Trace:
                 spent_s += event["at_s"] - committed_s[event["step"]]
                 points[-1] = replace(points[-1], accuracy=event["figures"].get("accuracy"))
     return Trace(name=name, points=tuple(points), sent_bytes=sent_bytes)
-
-
-def read_record(kept: Mapping[str, Any]) -> Trace:
-    """What ``Trace.record`` made, with its name."""
-    columns = (kept["steps"], kept["seconds"], kept["loss"], kept["accuracy"])
-    points = (
-        Point(step=step, at_s=at_s, loss=loss, accuracy=accuracy)
-        for step, at_s, loss, accuracy in zip(*columns, strict=True)
-    )
-    return Trace(name=kept["name"], points=tuple(points), sent_bytes=kept["sent_bytes_a_step"])
 
 
 def mean_gap_pp(reference: Sequence[Trace], others: Sequence[Trace]) -> float:

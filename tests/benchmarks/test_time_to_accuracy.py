@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.accuracy_traces import Trace, draw, mean_gap_pp, read_record, trace
+from benchmarks.accuracy_traces import Trace, draw, mean_gap_pp, trace
 from shoal.events import Event
 
 
@@ -56,11 +56,6 @@ def test_the_same_optimisation_at_another_step_time_needs_the_same_steps() -> No
 def test_the_gap_is_positive_where_the_reference_is_better() -> None:
     better, worse = trace("ddp", events(0.5, 0.9)), trace("ours", events(0.5, 0.88))
     assert mean_gap_pp([better], [worse]) == pytest.approx(2.0)
-
-
-def test_a_kept_record_is_read_as_it_was() -> None:
-    run = trace("ours", events(0.5, 0.75), 10.0)
-    assert read_record({"name": "ours", **run.record()}) == run
 
 
 def test_the_figure_is_drawn(tmp_path: Path) -> None:
