@@ -111,7 +111,7 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
 
 def spec(link: str) -> LabSpec:
     """4 hosts with such links."""
-    return LabSpec(hosts=HOSTS, link=link)
+    return LabSpec(hosts=HOSTS, link=link, warm=True)
 
 
 def plain(folder: Path, *, until: float, evaluate_from: int, seed: int = 0, threads: int = 1) -> Trace:

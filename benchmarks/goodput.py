@@ -158,7 +158,7 @@ class Stage:
         return [self._one(name) for name in STRATEGIES] + [self._full_links()]
 
     def _one(self, name: str) -> Story:
-        with Lab(LabSpec(hosts=WORKERS)) as lab, self.begin(name, lab) as run:
+        with Lab(LabSpec(hosts=WORKERS, warm=True)) as lab, self.begin(name, lab) as run:
             story = Story(lab, run)
             story.be_calm(15)
             story.kill_every_5_s(9, random.Random(self.seed))
@@ -167,14 +167,14 @@ class Stage:
             return story.end()
 
     def _full_links(self) -> Story:
-        with Lab(LabSpec(hosts=WORKERS)) as lab, self.begin("slow_link", lab, WIDE) as run:
+        with Lab(LabSpec(hosts=WORKERS, warm=True)) as lab, self.begin("slow_link", lab, WIDE) as run:
             story = Story(lab, run)
             story.fill_links(30)
             return story.end()
 
     def quickly(self, name: str) -> list[Story]:
         """One strategy meets all of it, a little at a time."""
-        with Lab(LabSpec(hosts=WORKERS)) as lab, self.begin(name, lab) as run:
+        with Lab(LabSpec(hosts=WORKERS, warm=True)) as lab, self.begin(name, lab) as run:
             story = Story(lab, run)
             story.be_calm(4)
             story.kill_every_5_s(2, random.Random(self.seed))

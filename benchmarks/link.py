@@ -113,7 +113,7 @@ def at_rate(rate: str, *, quick: bool) -> tuple[dict[str, dict[str, Any]], dict[
     names = QUICK if quick else (*TORCHS, *OURS)
     turns, steps = (2, 2) if quick else (3, 4 if rate == "100mbit" else 10)
     failed: dict[str, str] = {}
-    with tempfile.TemporaryDirectory() as folder, Lab(LabSpec(hosts=HOSTS, link=rate)) as lab:
+    with tempfile.TemporaryDirectory() as folder, Lab(LabSpec(hosts=HOSTS, link=rate, warm=True)) as lab:
         reached = lab.measure(0, 1)
         print(f"a connection carries {reached / 1e6:.1f} Mbit/s of payload over a link of {rate}", flush=True)
         seen = measure(lab, names, Path(folder) / "all", turns, steps)

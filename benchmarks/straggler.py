@@ -147,7 +147,7 @@ def take_turn(name: str, trouble: Trouble, folder: Path, last: Durations) -> Tur
     with ExitStack() as stack:
         runners = []
         for balance in ("true",) if last is QUICK else ("true", "false"):
-            lab = stack.enter_context(Lab(LabSpec(hosts=WORKERS, link=trouble.link, cpu="1")))
+            lab = stack.enter_context(Lab(LabSpec(hosts=WORKERS, link=trouble.link, cpu="1", warm=True)))
             run = LabRun(lab, folder, f"{name}-{balance}", (f"balance.enabled={balance}", *PATIENT), **env)
             runners.append(Runner(lab, stack.enter_context(run)))
         if last is QUICK:

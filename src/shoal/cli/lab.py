@@ -29,15 +29,12 @@ def _described(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--delay", multiple=True, metavar="[HOST=]TIME", help="What a host sends arrives later: 20ms."),
         click.option("--cpu", multiple=True, metavar="[HOST=]CORES", help="What a host may use of the processor: 0.5."),
+        click.option("--warm", is_flag=True, help="Load torch once: the hosts' Python processes are forks."),
         click.option("--name", help="The lab's name, of at most 10 characters.  [default: made up]"),
     )
     for option in reversed(options):
         command = option(command)
     return command
-
-
-def _spec(hosts: int, link: tuple[str, ...], delay: tuple[str, ...], cpu: tuple[str, ...], name: str | None) -> LabSpec:
-    return LabSpec(hosts=hosts, link=link, delay=delay, cpu=cpu, name=name)
 
 
 @click.group()
@@ -54,7 +51,7 @@ def run(command: tuple[str, ...], faults: Path | None, ray: bool, **asked: Any) 
     """Make a lab, run a command with it, take it down; exits as the command does."""
     from shoal.lab import running
 
-    order = running.Order(spec=_spec(**asked), command=command, faults=_text(faults), ray=ray)
+    order = running.Order(spec=LabSpec(**asked), command=command, faults=_text(faults), ray=ray)
     act = running.run_as_user if why_not() else running.run
     click.get_current_context().exit(act(order))
 
@@ -72,7 +69,7 @@ def _text(path: Path | None) -> str:
 @_described
 def up(**asked: Any) -> None:
     """Make a lab that stays until `shoal lab down`. Needs root."""
-    made = Lab(_spec(**asked)).up(stays=True)
+    made = Lab(LabSpec(**asked)).up(stays=True)
     for host in made.hosts:
         click.echo(f"{host.name:5} {host.address}")
     click.echo(f"{made.name} is up; to train on it: export SHOAL_HOSTS={made.env['SHOAL_HOSTS']}")

@@ -44,7 +44,8 @@ class Host:
     def popen(self, command: Sequence[str], env: Mapping[str, str] | None = None, **how: Any) -> subprocess.Popen[Any]:
         """Start a command on the host. ``env`` is added to the environment; ``how`` is what ``subprocess.Popen`` takes.
 
-        Its process is the command's own, and is on the host when this returns, so that ``Lab.kill`` finds it.
+        Its process is the command's own, or in a warm lab one that stands in for it and ends with it; it is on the host
+        when this returns, so that ``Lab.kill`` finds it.
         """
         child = subprocess.Popen([*self.prefix, *command], env={**os.environ, **(env or {})}, **how)
         kernel.wait_until_in(self.namespace, child)
@@ -81,7 +82,7 @@ class Lab:
         """A lab that is up, made by this process or another."""
         record = records.read(name)
         links = [f"{n}={host.link}" for n, host in enumerate(record.hosts)]
-        lab = Lab(LabSpec(hosts=len(record.hosts), link=links, name=name))
+        lab = Lab(LabSpec(hosts=len(record.hosts), link=links, name=name, warm=record.warm is not None))
         lab._record = record
         return lab
 
@@ -115,7 +116,7 @@ class Lab:
         check_name(name)
         self._record = making.claim(name, self.spec.each(), None if stays else Process.of(os.getpid()))
         try:
-            self._record, self._helpers = making.make(self._record, self.spec.each())
+            self._record, self._helpers = making.make(self._record, self.spec)
             records.hosts_path(name).write_bytes(msgspec.json.encode(self._for_launcher()))
         except BaseException:
             self._record = records.read(name)
@@ -162,8 +163,8 @@ class Lab:
     def hosts(self) -> tuple[Host, ...]:
         record = self.record
         return tuple(
-            Host(record.name, n, plan.address(record.subnet, n), making.prefix(record.name, n, made.group))
-            for n, made in enumerate(record.hosts)
+            Host(record.name, n, plan.address(record.subnet, n), making.prefix(record, n))
+            for n in range(len(record.hosts))
         )
 
     @property

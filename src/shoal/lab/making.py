@@ -14,9 +14,9 @@ from typing import Any
 import msgspec
 
 from shoal.errors import ConfigError, Fault
-from shoal.lab import cgroups, kernel, plan, records
+from shoal.lab import cgroups, kernel, plan, records, warm
 from shoal.lab.records import HostRecord, LabRecord, Process
-from shoal.lab.spec import HostSpec, Link
+from shoal.lab.spec import HostSpec, LabSpec, Link
 
 _END_S = 10.0
 
@@ -60,9 +60,13 @@ def _in_use(record: LabRecord) -> ConfigError:
     return ConfigError(f"there is a lab {name!r} already, {by}; take another name, or end it: `shoal lab down {name}`")
 
 
-def make(record: LabRecord, hosts: Sequence[HostSpec]) -> tuple[LabRecord, list[subprocess.Popen[Any]]]:
+def make(record: LabRecord, spec: LabSpec) -> tuple[LabRecord, list[subprocess.Popen[Any]]]:
     """Make all but the bridge. The record with its helpers, and those as children."""
-    name, helpers = record.name, []
+    name, hosts, helpers = record.name, spec.each(), []
+    if spec.warm:
+        helpers.append(_serve_forks(name))
+        record = msgspec.structs.replace(record, warm=Process.of(helpers[-1].pid))
+        records.write(record)
     for n, host in enumerate(hosts):
         kernel.do(plan.make_namespace(name, n))
         if host.delay_s and not _kernel_can_hold(name, n):
@@ -118,9 +122,20 @@ def _wait_until_ready(relay: subprocess.Popen[Any]) -> None:
         raise ConfigError(said or "the process that was to delay a link has ended without a word")
 
 
-def prefix(name: str, host: int, group: str | None) -> tuple[str, ...]:
+def _serve_forks(name: str) -> subprocess.Popen[Any]:
+    command = [sys.executable, "-I", warm.__file__, "serve", str(records.warm_path(name))]
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+
+
+def prefix(record: LabRecord, host: int) -> tuple[str, ...]:
     """The words that run a command on a host, and within its share of the processor."""
-    return (*cgroups.entering(group), "ip", "netns", "exec", plan.namespace(name, host))
+    name, group = record.name, record.hosts[host].group
+    words = (*cgroups.entering(group), "ip", "netns", "exec", plan.namespace(name, host))
+    if record.warm is None:
+        return words
+    return (*words, sys.executable, "-I", "-S", warm.__file__, "run", str(records.warm_path(name)), group or "")
 
 
 def unmake(record: LabRecord) -> None:
@@ -128,7 +143,8 @@ def unmake(record: LabRecord) -> None:
     num_hosts = len(record.hosts)
     for n in range(num_hosts):
         kernel.kill_all(plan.namespace(record.name, n))
-    helpers = [helper for helper in record.helpers if helper.is_alive]
+    of_its_own = (*record.helpers, *([record.warm] if record.warm else []))
+    helpers = [helper for helper in of_its_own if helper.is_alive]
     kernel.signal_all(signal.SIGKILL, [helper.pid for helper in helpers])
     _wait_for_end(helpers)
     for command in plan.unmake(record.name, num_hosts):

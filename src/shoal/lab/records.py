@@ -52,13 +52,15 @@ class HostRecord(msgspec.Struct, frozen=True):
 
 
 class LabRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A lab. ``owner``: the process that is to take it down; None if it stays. ``helpers``: processes of its own."""
+    """A lab. ``owner``: the process that is to take it down; None if it stays. ``helpers``: those that delay its links;
+    ``warm``: the one that is forked for the hosts' Python processes."""
 
     name: str
     subnet: str
     hosts: tuple[HostRecord, ...]
     owner: Process | None
     helpers: tuple[Process, ...] = ()
+    warm: Process | None = None
     folder: str | None = None
 
     @property
@@ -119,9 +121,14 @@ def read_all() -> list[LabRecord]:
 
 def remove(name: str) -> None:
     """Forget a lab; one that is not known is passed over."""
-    for path in (path_of(name), hosts_path(name)):
+    for path in (path_of(name), hosts_path(name), warm_path(name)):
         with suppress(FileNotFoundError):
             path.unlink()
+
+
+def warm_path(name: str) -> Path:
+    """The socket at which forks are asked for."""
+    return folder() / f"{name}.warm"
 
 
 def hosts_path(name: str) -> Path:

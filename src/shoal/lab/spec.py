@@ -106,7 +106,8 @@ class LabSpec:
     ``link``, ``delay`` and ``cpu`` are one text for all hosts, or several, in which ``HOST=`` says whom one is for:
     ``["100mbit", "2=10mbit/50mbit"]`` is 100 Mbit/s for all, but host 2 sends 10 and receives 50. ``delay``: what a
     host sends arrives that much later, so that a round trip between two hosts takes twice that. ``cpu``: cores, such as
-    0.5. ``name``: of at most 10 characters; one is made up if there is none. ``ConfigError`` for what cannot be.
+    0.5. ``name``: of at most 10 characters; one is made up if there is none. ``warm``: Python processes on the hosts
+    are forks of one that has torch loaded, which saves each some seconds. ``ConfigError`` for what cannot be.
     """
 
     hosts: int
@@ -114,6 +115,7 @@ class LabSpec:
     delay: str | Sequence[str] = "0ms"
     cpu: str | float | Sequence[str] = ()
     name: str | None = None
+    warm: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.hosts <= MOST_HOSTS:

@@ -27,7 +27,6 @@ from shoal.training.replica import seed_everything, step_seed
 from shoal.training.rollcall import NUM_ENTRIES, Roll, decode, encode
 from shoal.training.round import Progress, Round, expected, feeds, first_of_slot
 
-
 _ASK_AGAIN, _ASK_S = 25, 0.002
 """How often, and how long after, an order is asked for again that has reached only some: the next chance to obey it is
 a round away."""

@@ -34,8 +34,8 @@ class Call:
 
 @dataclass(frozen=True)
 class Roll:
-    """What all ``num_present`` members say. ``order``: the one that all of them hold, else 0, though ``some_ordered`` if
-    it has reached some of them."""
+    """What all ``num_present`` members say. ``order``: the one that all of them hold, else 0; ``some_ordered``: one has
+    reached some of them."""
 
     ledger: Ledger
     loss_sum: float
