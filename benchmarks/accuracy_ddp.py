@@ -145,11 +145,10 @@ def main() -> None:
         parser.add_argument(name, type=kind)
     parser.add_argument("--hook", default="none")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--until", type=float, default=1.0)
     parser.add_argument("--evaluate-from", type=int, default=0)
     chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
+    torch.set_num_threads(1)
     if chosen.world_size > 1:
         with suppress(StopIteration):
             os.environ["GLOO_SOCKET_IFNAME"] = interface()

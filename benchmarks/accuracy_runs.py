@@ -20,7 +20,7 @@ from benchmarks.accuracy_traces import Trace
 from benchmarks.machine import REPOSITORY
 from shoal.comm import messages as msg
 from shoal.events import read_events
-from shoal.lab import Lab, LabSpec
+from shoal.lab import Host, Lab, LabSpec
 from shoal.training.commanding import command
 from shoal.training.folder import RunFolder
 
@@ -114,14 +114,11 @@ def spec(link: str) -> LabSpec:
     return LabSpec(hosts=HOSTS, link=link, warm=True)
 
 
-def plain(folder: Path, *, until: float, evaluate_from: int, seed: int = 0, threads: int = 1) -> Trace:
+def plain(host: Host, folder: Path, *, evaluate_from: int) -> Trace:
     """DDP's optimisation in one process and without an exchange: for its steps, not for its time."""
     place = Path(tempfile.mkdtemp(dir=folder))
-    worker = _worker(
-        "--until", str(until), "--seed", str(seed), "--evaluate-from", str(evaluate_from), "--threads", str(threads)
-    )  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    subprocess.run(worker(0, 1, place), cwd=REPOSITORY, env=environment, check=True, timeout=LIMIT_S)
+    worker = _worker("--evaluate-from", str(evaluate_from))
+    host.run(worker(0, 1, place), ENVIRONMENT, cwd=REPOSITORY, check=True, timeout=LIMIT_S)
     return accuracy_traces.trace("plain", read_events(place / "events.jsonl")[0])
 
 
