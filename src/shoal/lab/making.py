@@ -19,6 +19,8 @@ from shoal.lab.records import HostRecord, LabRecord, Process
 from shoal.lab.spec import HostSpec, LabSpec, Link
 
 _END_S = 10.0
+_TAKE_LONG = ("numba", "torch", "torch._dynamo")
+"""To import; the first optimizer of a process imports the last. None of them starts a thread by that."""
 
 
 def claim(name: str, hosts: Sequence[HostSpec], owner: Process | None) -> LabRecord:
@@ -123,7 +125,7 @@ def _wait_until_ready(relay: subprocess.Popen[Any]) -> None:
 
 
 def _serve_forks(name: str) -> subprocess.Popen[Any]:
-    command = [sys.executable, "-I", warm.__file__, "serve", str(records.warm_path(name))]
+    command = [sys.executable, "-I", warm.__file__, "serve", str(records.warm_path(name)), *_TAKE_LONG]
     return subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )

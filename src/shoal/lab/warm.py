@@ -1,7 +1,7 @@
-"""Python processes that begin with torch loaded: forks of one that has loaded it, in the place of who asked.
+"""Python processes that begin with modules loaded: forks of one that has loaded them, in the place of who asked.
 
-A lab's hosts are one machine, and to load torch on each of them takes seconds of its few cores. ``serve`` loads it once
-and listens on a socket. ``run`` is the words before a command on a host: it sends its command, environment, folder,
+A lab's hosts are one machine, and to load torch on each takes seconds of its few cores. ``serve`` loads it once and
+listens on a socket. ``run`` is the words before a command on a host: it sends its command, environment, folder,
 input and output; the fork enters its namespaces and its cgroup, and is from then on what the command would have been.
 ``run`` passes signals on, ends as the fork does, and if it ends first the fork is killed. What is not this Python, with
 ``-m`` or a file, it executes itself.
@@ -13,6 +13,7 @@ nothing of Shoal's loaded that may have been changed since.
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import os
 import runpy
@@ -122,12 +123,11 @@ class Fork:
 
     def be(self) -> None:
         """Run it, as the interpreter would."""
-        import numpy as np
-
         os.environ.clear()
         os.environ.update(self.env)
         os.chdir(self.folder)
-        np.random.seed()  # each fork by itself; Python's own generator does so
+        if (numpy := sys.modules.get("numpy")) is not None:
+            numpy.random.seed()  # each fork by itself; Python's own generator does so
         paths = [os.path.abspath(path) for path in self.env.get("PYTHONPATH", "").split(os.pathsep) if path]
         sys.path[:0] = [path for path in paths if path not in sys.path]
         if self.argv[0] == "-m":
@@ -222,15 +222,6 @@ def _take_the_place_of(pid: int, group: str, fds: list[int]) -> None:
         os.close(space)
 
 
-def load() -> None:
-    """Import what takes long. Torch gets one thread, so that it starts none here."""
-    import numba  # noqa: F401
-    import torch
-
-    torch.set_num_threads(1)
-    torch.optim.SGD([torch.zeros(1)], lr=1.0)  # the first optimizer of a process imports much of torch
-
-
 def main() -> None:
     what, path, *rest = sys.argv[1:]
     if what == "run":
@@ -238,7 +229,8 @@ def main() -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen(64)
-    load()
+    for module in rest:
+        importlib.import_module(module)
     Server(listener).serve().be()
 
 
