@@ -83,10 +83,10 @@ def trace(name: str, events: Iterable[Event], sent_bytes: float = 0.0) -> Trace:
 
 
 def mean_gap_pp(reference: Sequence[Trace], others: Sequence[Trace]) -> float:
-    """By how many percentage points the others' last accuracy is below the reference's at that step: the mean over
-    seeds."""
-    last = [(max(run.evaluated()), run.last_accuracy) for run in others]
-    gaps = [exact.evaluated()[step] - accuracy for exact, (step, accuracy) in zip(reference, last, strict=True)]
+    """By how many percentage points the others' accuracy is below the reference's, at the last step at which both were
+    evaluated: the mean over seeds."""
+    pairs = [(exact.evaluated(), run.evaluated()) for exact, run in zip(reference, others, strict=True)]
+    gaps = [exact[last] - run[last] for exact, run in pairs for last in [max(exact.keys() & run.keys())]]
     return 100 * sum(gaps) / len(gaps)
 
 

@@ -58,6 +58,11 @@ def test_the_gap_is_positive_where_the_reference_is_better() -> None:
     assert mean_gap_pp([better], [worse]) == pytest.approx(2.0)
 
 
+def test_the_gap_is_that_of_the_last_step_that_both_have() -> None:
+    longer, shorter = trace("ddp", events(0.5, 0.9, 0.95)), trace("ours", events(0.5, 0.88))
+    assert mean_gap_pp([longer], [shorter]) == pytest.approx(2.0)
+
+
 def test_the_figure_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     draw(tmp_path / "figure.png", [trace("ddp", events(0.5, 0.9))], 128, "two runs")
