@@ -2,8 +2,9 @@
 
 Time counts from the first generation (DDP: its process group) to the first evaluation that reaches the target; starting
 processes and evaluating are left out, for all alike. Batch, samples, initial parameters and the schedule's shape are
-the same; DDP has the SGD that it needs the fewest steps with, and local steps have one of their own (torchft's and ours
-the same). torchft deals the samples in an order of its own, and gets no codec: its own needs a GPU.
+the same, but that with local steps it reaches 0 four rounds early; DDP has the SGD that it needs the fewest steps with,
+and local steps have one of their own (torchft's and ours the same). torchft deals the samples in an order of its own,
+and gets no codec: its own needs a GPU.
 
 In the full run torch's DDP trains for real until it is there; what counts is that, or if it is less its measured step
 time multiplied by the steps that it needs. With its best hook its time is always the latter, and with ``--quick`` so is

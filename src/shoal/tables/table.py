@@ -1,0 +1,234 @@
+"""A sparse table in memory: from int64 ids to rows, with their optimizer's slots beside them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal.errors import Bug, ConfigError, Diverged
+from shoal.tables import kernels
+from shoal.tables.image import EVERYTHING, Ids, Image
+from shoal.tables.kernels import GRAVES, LIVE, MOVED, NEXT, REFUSED, USED, WAITING
+from shoal.tables.memory import zeros
+from shoal.tables.spec import TableSpec
+
+Weights = npt.NDArray[np.float32]
+
+_FULLEST, _FRESH = 0.8, 0.55
+_GROWTH = 1.5
+_LEAST_PLACES, _MOST_PLACES, _MOST_ROWS = 1024, (1 << 32) - 1, (1 << 31) - 2
+_MOVED_A_PUSH, _MOVED_AN_ID = 4096, 4
+_MOST_GRAVES = 0.25
+_LAST_CLOCK = (1 << 32) - 1
+_WORD_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What a table is about. ``num_waiting``: ids that were pushed too seldom for a row; ``num_refused``: how often an
+    id would have got one and the memory budget did not allow it; ``num_asked`` and ``num_found``: ids pulled, and those
+    that had a row."""
+
+    num_rows: int
+    num_waiting: int
+    num_refused: int
+    num_asked: int
+    num_found: int
+    num_bytes: int
+    clock: int
+
+
+class Table:
+    """``pull`` and ``push`` by id; one thread at a time. ``clock`` counts the operations that have changed it.
+
+    Rows take the ``memory_bytes`` that they are given, by default half of this machine's, as they are used; ids beyond
+    that get none (``Stats.num_refused``). The same operations in the same order give the same bits on every machine. An
+    id takes about 20 bytes besides its row. Growth is spread over pushes: none moves more than 4 places an id.
+    """
+
+    def __init__(self, spec: TableSpec, memory_bytes: int | None = None) -> None:
+        if memory_bytes is None:
+            memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+        num_rows = min(memory_bytes // (_WORD_BYTES * spec.num_words), _MOST_ROWS)
+        if num_rows < 1:
+            raise ConfigError(
+                f"table {spec.name}: a row takes {_WORD_BYTES * spec.num_words} bytes, and the budget is {memory_bytes}"
+            )
+        self.spec = spec
+        self._rows = zeros((num_rows, spec.num_words), np.float32)
+        rule = spec.rule
+        self._form = (
+            rule.code, spec.num_weight_words, spec.dtype == "bfloat16", np.array(rule.numbers, np.float32),
+            np.float32(rule.slot_start), np.uint64(spec.key), np.float32(spec.initial_scale),
+        )  # fmt: skip
+        self._clear()
+
+    def _clear(self) -> None:
+        self.clock = 0
+        self._state = np.zeros(8, np.int64)
+        self._new = self._places(_LEAST_PLACES)
+        self._old = self._places(0)
+        self._removed: list[tuple[int, Ids]] = []
+        self._deltas_from = 0
+        self._num_asked = self._num_found = 0
+
+    def _places(self, num: int) -> tuple[Any, ...]:
+        seen_at = num if self.spec.expire_after_s is not None else 0
+        return zeros((num,), np.int64), zeros((num,), np.int32), zeros((num,), np.uint32), zeros((seen_at,), np.int64)
+
+    # By id
+
+    def pull(self, ids: npt.ArrayLike) -> Weights:
+        """(n,) ids -> (n, dim) float32. An id without a row has its initial values. Changes nothing."""
+        keys = self.check_ids(ids)
+        out = np.empty((len(keys), self.spec.dim), np.float32)
+        found = kernels.pull(keys, (self._new, self._old), self._rows, self._form, out)
+        self._num_asked += len(keys)
+        self._num_found += found
+        return out
+
+    def push(self, ids: npt.ArrayLike, gradients: npt.ArrayLike, now_s: int = 0) -> None:
+        """(n,) ids take (n, dim) gradients, in order; an id that is there twice takes both, one after the other.
+        ``now_s``: the event time. ``ConfigError`` or ``Diverged`` before anything is changed."""
+        keys, values = self.check_ids(ids), self.check_gradients(ids, gradients)
+        self._tick()
+        self._make_room(len(keys))
+        moment = (self.clock, now_s, self.spec.admit_after)
+        kernels.push(keys, values, (self._new, self._old), (self._rows, self._state), self._form, moment)
+        if len(self._old[0]):
+            self._move(_MOVED_A_PUSH + _MOVED_AN_ID * len(keys))
+
+    def expire(self, now_s: int) -> Ids:
+        """Remove the ids that were not pushed within ``expire_after_s`` before ``now_s``: which."""
+        if self.spec.expire_after_s is None:
+            raise ConfigError(f"table {self.spec.name} was made without expire_after_s: nothing in it expires")
+        self._tick()
+        self._settle()
+        found = np.empty(self._num_ids, np.int64)
+        count = kernels.sweep(self._new, self._rows, now_s - self.spec.expire_after_s, found, self._state)
+        removed = found[:count].copy()
+        if count:
+            self._removed.append((self.clock, removed))
+        if self._state[GRAVES] > _MOST_GRAVES * self._num_ids:
+            self._grow(0)
+        return removed
+
+    def check_ids(self, ids: npt.ArrayLike) -> Ids:
+        """Ids as (n,) int64. ``ConfigError`` for what they cannot be read from without loss."""
+        keys = np.asarray(ids)
+        if keys.ndim != 1 or not (len(keys) == 0 or np.can_cast(keys.dtype, np.int64, "safe")):
+            came = f"{keys.dtype} of shape {keys.shape}"
+            raise ConfigError(f"table {self.spec.name}: ids must be a vector of int64, not {came}")
+        return np.ascontiguousarray(keys, np.int64)
+
+    def check_gradients(self, ids: npt.ArrayLike, gradients: npt.ArrayLike) -> Weights:
+        """Gradients as (n, dim) float32. ``ConfigError`` for another shape, ``Diverged`` for what is not finite."""
+        values = np.asarray(gradients)
+        wanted = (len(np.asarray(ids)), self.spec.dim)
+        if values.shape != wanted or values.dtype.kind != "f":
+            came = f"{values.dtype} of shape {values.shape}"
+            raise ConfigError(f"table {self.spec.name}: gradients must be float32 of shape {wanted}, not {came}")
+        values = np.ascontiguousarray(values, np.float32)
+        if (bad := kernels.all_finite(values)) >= 0:
+            which = int(np.asarray(ids)[bad])
+            raise Diverged(f"table {self.spec.name}: the gradient of id {which} is not finite; nothing was changed")
+        return values
+
+    # Growth
+
+    @property
+    def _num_ids(self) -> int:
+        return int(self._state[LIVE] + self._state[WAITING])
+
+    def _tick(self) -> None:
+        if self.clock == _LAST_CLOCK:
+            raise Bug(f"table {self.spec.name} has had {_LAST_CLOCK} operations, and counts no further")
+        self.clock += 1
+
+    def _make_room(self, num: int) -> None:
+        if self._num_ids + int(self._state[GRAVES]) + num > _FULLEST * len(self._new[0]):
+            self._settle()
+            self._grow(num)
+
+    def _grow(self, num: int) -> None:
+        least = max(_LEAST_PLACES, int((self._num_ids + num) / _FRESH))
+        grown = int(_GROWTH * len(self._new[0])) if not self._state[GRAVES] else least
+        capacity = max(least, grown)
+        if capacity > _MOST_PLACES:
+            raise ConfigError(f"table {self.spec.name}: {self._num_ids + num} ids are too many for one shard")
+        self._old, self._new = self._new, self._places(capacity)
+        self._state[[USED, GRAVES, MOVED]] = 0
+
+    def _move(self, count: int) -> None:
+        kernels.move(self._old, self._new, count, self._state)
+        if self._state[MOVED] == len(self._old[0]):
+            self._old = self._places(0)
+
+    def _settle(self) -> None:
+        if len(self._old[0]):
+            self._move(len(self._old[0]))
+
+    # Images
+
+    def image(self, since: int = EVERYTHING) -> Image:
+        """A copy of all that it holds, or of what has changed after operation ``since``. ``ConfigError`` where removals
+        since then have been forgotten: a full image is needed then."""
+        if since != EVERYTHING and not self._deltas_from <= since <= self.clock:
+            raise ConfigError(
+                f"table {self.spec.name} at operation {self.clock} knows what has changed since any from "
+                f"{self._deltas_from} on, not since {since}; take a full image"
+            )
+        self._settle()
+        found = np.empty(self._num_ids, np.int64)
+        places = found[: kernels.chosen(self._new, since, found)]
+        ids, refs, touched, seen_at = self._new
+        chosen = refs[places]
+        removed = [ids for clock, ids in self._removed if clock > since] if since != EVERYTHING else []
+        return Image(
+            spec=self.spec, since=since, clock=self.clock, ids=ids[places],
+            counts=np.minimum(chosen, 1), touched=touched[places],
+            seen_at=seen_at[places] if len(seen_at) else seen_at.copy(),
+            rows=self._rows[chosen[chosen > 0] - 1],
+            removed=np.unique(np.concatenate(removed)) if removed else np.empty(0, np.int64),
+        )  # fmt: skip
+
+    def forget_removed(self, until: int) -> None:
+        """Deltas will be asked for since operation ``until`` or later only."""
+        self._removed = [(clock, ids) for clock, ids in self._removed if clock > until]
+        self._deltas_from = max(self._deltas_from, until)
+
+    def apply(self, image: Image) -> None:
+        """Take a delta on top of what it holds, or a full image in its place. ``ConfigError`` for one that does not
+        fit, before anything is changed, and for more rows than the memory budget allows."""
+        if image.since == EVERYTHING:
+            if image.spec != self.spec:
+                raise ConfigError(f"an image of {image.spec} is not one of {self.spec}")
+            self._clear()
+            self._deltas_from = image.clock
+        else:
+            image.check_follows(self.spec, self.clock)
+        self._settle()
+        kernels.take_away(image.removed, self._new, self._rows, self._state)
+        self._make_room(len(image.ids))
+        self._settle()
+        values = (image.counts, image.touched, image.seen_at)
+        count = kernels.put(image.ids, values, image.rows, self._new, self._rows, self._state)
+        if count < len(image.rows):
+            raise ConfigError(f"table {self.spec.name}: {len(image.rows)} rows do not fit into the memory budget")
+        if len(image.removed):
+            self._removed.append((image.clock, image.removed))
+        self.clock = image.clock
+
+    @property
+    def stats(self) -> Stats:
+        """What it is about, now."""
+        places = sum(array.nbytes for array in (*self._new, *self._old))
+        num_bytes = places + int(self._state[NEXT]) * self.spec.num_words * _WORD_BYTES
+        return Stats(
+            int(self._state[LIVE]), int(self._state[WAITING]), int(self._state[REFUSED]),
+            self._num_asked, self._num_found, num_bytes, self.clock,
+        )  # fmt: skip
