@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -37,13 +36,11 @@ Images = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """A strategy, and the inner optimizer that suits it. ``early_steps``: the learning rate reaches 0 so long before
-    the last step."""
+    """A strategy, and the inner optimizer that suits it."""
 
     strategy: shoal.AllReduce | shoal.LocalSGD | shoal.DiLoCo
     learning_rate: float = LEARNING_RATE
     momentum: float = MOMENTUM
-    early_steps: int = 0
 
     def optimizer(self, parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
         """``fused`` is torch's fastest on a CPU."""
@@ -54,12 +51,10 @@ class Setting:
 
 
 def local(every: int, codec: Codec, *, overlap: int = 0, momentum: float = 0.8) -> Setting:
-    """Momentum is the outer optimizer's here: that of each worker by itself would carry it away from the others. For
-    some rounds it goes on with what earlier, longer steps have moved: the learning rate falls to 0 four rounds early.
-    """
+    """Momentum is the outer optimizer's here: that of each worker by itself would carry it away from the others."""
     outer = shoal.Nesterov(lr=1.0, momentum=momentum)
     strategy = shoal.DiLoCo(sync_every_steps=every, outer=outer, codec=codec, overlap_steps=overlap)
-    return Setting(strategy=strategy, learning_rate=0.2, momentum=0.0, early_steps=64 * STEPS // 1216)
+    return Setting(strategy=strategy, learning_rate=0.2, momentum=0.0)
 
 
 SETTINGS: Mapping[str, Setting] = {
@@ -103,9 +98,9 @@ def arrays(name: str) -> tuple[np.ndarray, np.ndarray]:
     return images.reshape(-1, 784), rows["label"].to_numpy().astype(np.int64)
 
 
-def warm_up_then_fall(step: int, early_steps: int = 0) -> float:
-    """The learning rate's factor: up over the first steps, then down to nothing at the last, or some before."""
-    return min(1.0, (step + 1) / WARM_UP) * max(0.0, 1 - step / (STEPS - early_steps))
+def warm_up_then_fall(step: int) -> float:
+    """The learning rate's factor: up over the first steps, then down to nothing at the last."""
+    return min(1.0, (step + 1) / WARM_UP) * (1 - step / STEPS)
 
 
 setting = SETTINGS[os.environ.get("ACCURACY_STRATEGY", "allreduce_fp32")]
@@ -115,7 +110,7 @@ job = shoal.Job(
     test=shoal.Arrays(*arrays("test")),
     optimizer=setting.optimizer,
     strategy=setting.strategy,
-    schedule=partial(warm_up_then_fall, early_steps=setting.early_steps),
+    schedule=warm_up_then_fall,
     global_batch=GLOBAL_BATCH,
     steps=STEPS,
     seed=int(os.environ.get("ACCURACY_SEED", "0")),

@@ -54,8 +54,7 @@ def _worker(benches: Benches, python: Path, folder: Path, rank: int, steps: int)
     setting = accuracy_job.SETTINGS[SETTING]
     options: dict[str, Any] = {
         "seed": 0, "steps": steps, "warm_up": accuracy_job.WARM_UP, "global_batch": accuracy_job.GLOBAL_BATCH,
-        "learning_rate": setting.learning_rate, "early_steps": setting.early_steps,
-        "outer_momentum": setting.strategy.outer.momentum,
+        "learning_rate": setting.learning_rate, "outer_momentum": setting.strategy.outer.momentum,
         "sync_every": setting.strategy.sync_every_steps, "evaluate_every": accuracy_job.EVALUATE_EVERY_STEPS,
     }  # fmt: skip
     lighthouse = f"http://{benches.shaped.hosts[0].address}:{PORT}"

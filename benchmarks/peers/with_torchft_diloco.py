@@ -83,8 +83,7 @@ def scale(images: Tensor) -> Tensor:
 
 def factor(step: int, options: dict[str, Any]) -> float:
     """As in ``benchmarks.accuracy_job``."""
-    falls_for = options["steps"] - options["early_steps"]
-    return min(1.0, (step + 1) / options["warm_up"]) * max(0.0, 1 - step / falls_for)
+    return min(1.0, (step + 1) / options["warm_up"]) * (1 - step / options["steps"])
 
 
 def share(step: int, rank: int, world_size: int, options: dict[str, Any], num_samples: int) -> Tensor:

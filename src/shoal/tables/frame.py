@@ -1,0 +1,99 @@
+"""A push as bytes: what a shard is sent is what its log holds.
+
+uint32 length of the head, the head as msgpack, zeros up to a multiple of 8, then for each part its ids (int64) and its
+gradients (float32), little-endian.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from shoal.errors import ConfigError
+from shoal.tables.book import Span
+
+_LENGTH = struct.Struct("<I")
+_ALIGNED = 8
+
+
+class PartHead(msgspec.Struct, frozen=True, array_like=True):
+    """How many ids of which table, and how wide their gradients are."""
+
+    table: str
+    num_ids: int
+    dim: int
+
+
+class Head(msgspec.Struct, frozen=True, array_like=True):
+    """Whose work it is. ``now_s``: event time."""
+
+    generation: int
+    lanes: dict[int, tuple[int, int]]
+    now_s: int
+    parts: tuple[PartHead, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Gradients of one table's rows: (n,) distinct ids and (n, dim)."""
+
+    table: str
+    ids: npt.NDArray[np.int64]
+    gradients: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Push:
+    """The gradients of some lanes' samples, for some tables, applied together or not at all."""
+
+    generation: int
+    lanes: Mapping[int, Span]
+    parts: Sequence[Part]
+    now_s: int = 0
+
+    def encode(self) -> list[bytes | memoryview]:
+        """In pieces, without copying what is large."""
+        heads = tuple(PartHead(p.table, len(p.ids), p.gradients.shape[1]) for p in self.parts)
+        head = msgspec.msgpack.encode(Head(self.generation, dict(self.lanes), self.now_s, heads))
+        padding = -(_LENGTH.size + len(head)) % _ALIGNED
+        pieces: list[bytes | memoryview] = [_LENGTH.pack(len(head)), head, bytes(padding)]
+        for part in self.parts:
+            for array in (part.ids, part.gradients):
+                pieces.append(_bytes(array))
+                pieces.append(bytes(-array.nbytes % _ALIGNED))
+        return [piece for piece in pieces if len(piece)]
+
+    @staticmethod
+    def decode(body: bytes | memoryview) -> Push:
+        """The other way round; arrays are views of ``body``. ``ConfigError`` for what is no push."""
+        try:
+            (length,) = _LENGTH.unpack_from(body)
+            head = msgspec.msgpack.decode(memoryview(body)[_LENGTH.size : _LENGTH.size + length], type=Head)
+            at = _LENGTH.size + length
+            at += -at % _ALIGNED
+            parts = []
+            for part in head.parts:
+                ids, at = _array(body, at, np.int64, (part.num_ids,))
+                gradients, at = _array(body, at, np.float32, (part.num_ids, part.dim))
+                parts.append(Part(part.table, ids, gradients))
+        except (struct.error, msgspec.MsgspecError, ValueError) as error:
+            raise ConfigError(f"{len(body)} bytes are no push: {error}") from None
+        if at != len(body):
+            raise ConfigError(f"a push of {at} bytes came with {len(body)}")
+        return Push(head.generation, head.lanes, parts, head.now_s)
+
+
+def _bytes(array: npt.NDArray[Any]) -> memoryview:
+    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+
+
+def _array(body: bytes | memoryview, at: int, dtype: Any, shape: tuple[int, ...]) -> tuple[npt.NDArray[Any], int]:
+    count = int(np.prod(shape, dtype=np.int64))
+    array = np.frombuffer(body, dtype, count, at).reshape(shape)
+    return array, at + array.nbytes + -array.nbytes % _ALIGNED
