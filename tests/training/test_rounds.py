@@ -79,5 +79,16 @@ def test_progress_may_lead_to_an_earlier_step_once_it_has_begun(done, target, le
     assert progress.lanes_done == (0, 1)
 
 
+@pytest.mark.parametrize(
+    ("num_slots", "lanes", "fits"), [(5, (0, 1, 9), True), (2, (0, 1), True), (1, (0, 1), False), (5, (0, 9), False)]
+)
+def test_what_is_done_fits_a_round_that_is_long_enough_and_has_its_lanes(num_slots, lanes, fits):
+    progress = Progress(20, 25, [(0, 1)])
+    assert not progress.fits(5, (0, 1)), "nothing is done of it"
+    progress.next_slot()
+    progress.next_slot()
+    assert progress.fits(num_slots, lanes) is fits
+
+
 def test_a_member_without_lanes_has_nothing_to_do():
     assert Progress(20, 25, []).is_done

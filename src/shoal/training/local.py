@@ -92,12 +92,14 @@ class LocalComputer:
         """What all have agreed on. The next round may begin meanwhile, if it takes place as this one does."""
         assert done.flags is not None
         share = Share(progress.ledger.count / done.roll.ledger.count, self._leads(done.flags, progress))
-        goes_on = not done.roll.order and not done.roll.due and done.version < last_step
         upcoming = None
-        if goes_on and progress.stages and self._session.overlap_steps:
-            upcoming = self._replica.progress = self._upcoming(progress, done, last_step)
+        settled = not done.roll.order and not done.roll.due and done.version < last_step
+        if settled and progress.stages and self._session.overlap_steps:
+            upcoming = self._upcoming(progress, done, last_step)
         if upcoming is None or upcoming is not self._replica.ahead:
             self._session.rewind()
+        if upcoming is not None:
+            self._replica.progress = upcoming
         self._replica.ahead = None
         self._session.launch(self._scene.group, share, done.version, goes_on=upcoming is not None)
         self._base = done.version
@@ -106,18 +108,17 @@ class LocalComputer:
         self._kit.agent.at("wait")
         return self._session.finish()
 
-    def _upcoming(self, progress: Progress, done: Round, last_step: int) -> Progress:
-        """The round after one that is not committed yet. What was made of it before a fault is a part of it, if the
-        lanes are still this worker's."""
+    def _upcoming(self, progress: Progress, done: Round, last_step: int) -> Progress | None:
+        """The round after one that is not committed yet, if it may begin: a fresh one, or what was made of it before a
+        fault, as long as the lanes are still this worker's. None where lanes lag, for orders come soon after a fault,
+        and what is made on top of a round whose end brings an order is given up."""
         lagging = done.lagging_after(progress.base, self._replica.lagging)
         fresh = self._fresh(done.version, last_step, lagging)
         ahead = self._replica.ahead
-        if ahead is None or ahead.num_done > fresh.num_slots or not ahead.stages:
-            return fresh
-        if not set(ahead.stages[0]) <= set(self._lanes) & set(progress.lanes_done):
-            return fresh
-        ahead.lead_to(fresh.target)
-        return ahead
+        if ahead is not None and ahead.fits(fresh.num_slots, set(self._lanes) & set(progress.lanes_done)):
+            ahead.lead_to(fresh.target)
+            return ahead
+        return None if lagging else fresh
 
     def _leads(self, flags: Indices, progress: Progress) -> bool:
         """Whether this worker did the first of all lanes that were done."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -81,6 +81,11 @@ class Progress:
         """Another local step is done."""
         self.slot += 1
         self._end_stage()
+
+    def fits(self, num_slots: int, lanes: Collection[int]) -> bool:
+        """Whether something of it is done, and can be a part of a round of so many slots with these lanes."""
+        own = [lane for stage in self.stages for lane in stage]
+        return 0 < self.num_done <= num_slots and set(own) <= set(lanes)
 
     def lead_to(self, target: int) -> None:
         """Another target, not before what is done; of lanes that all stand at ``base``."""
