@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -58,11 +60,16 @@ def lasting(lab: Lab, tmp_path: Path) -> subprocess.Popen[str]:
     return child
 
 
-def until_empty(lab: Lab) -> None:
-    deadline_s = time.monotonic() + PATIENCE_S
-    while lab.hosts[0].pids():
-        assert time.monotonic() < deadline_s, "a fork has outlived who asked for it"
-        time.sleep(0.01)
+@contextmanager
+def ends(lab: Lab, child: subprocess.Popen[str]) -> Iterator[int]:
+    """The fork that stands behind a command; it is to have ended soon after this."""
+    (fork,) = set(lab.hosts[0].pids()) - {child.pid}
+    watched = os.pidfd_open(fork)
+    try:
+        yield fork
+        assert select.select([watched], [], [], PATIENCE_S)[0], "a fork has outlived who asked for it"
+    finally:
+        os.close(watched)
 
 
 def test_a_fork_is_where_the_command_would_have_been(lab: Lab, look: Path) -> None:
@@ -97,30 +104,44 @@ def test_another_command_is_itself(lab: Lab) -> None:
 
 
 def test_a_signal_is_passed_on(lab: Lab, tmp_path: Path) -> None:
-    with lasting(lab, tmp_path) as child:
+    with lasting(lab, tmp_path) as child, ends(lab, child):
         child.terminate()
         assert child.wait(PATIENCE_S) == 9
-    until_empty(lab)
 
 
 def test_a_fork_does_not_outlive_who_asked_for_it(lab: Lab, tmp_path: Path) -> None:
-    with lasting(lab, tmp_path) as child:
+    with lasting(lab, tmp_path) as child, ends(lab, child):
         child.kill()
-    until_empty(lab)
 
 
 def test_how_a_fork_is_killed_is_how_the_command_ends(lab: Lab, tmp_path: Path) -> None:
-    with lasting(lab, tmp_path) as child:
-        (fork,) = set(lab.hosts[0].pids()) - {child.pid}
+    with lasting(lab, tmp_path) as child, ends(lab, child) as fork:
         os.kill(fork, signal.SIGABRT)
         assert child.wait(PATIENCE_S) == -signal.SIGABRT
+
+
+@pytest.mark.parametrize("said", [b"", b"\x00", (1000).to_bytes(4, "big"), (1000).to_bytes(4, "big") + b'{"argv":'])
+def test_one_that_dies_while_it_asks_does_not_hold_up_the_others(lab: Lab, look: Path, said: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as asker:
+        asker.connect(str(warm_path(lab.name)))
+        asker.sendall(said)
+    ran = lab.hosts[0].run([sys.executable, str(look)], capture_output=True, input=b"", timeout=PATIENCE_S)
+    assert ran.returncode == 7
+
+
+def test_one_that_is_frozen_while_it_asks_does_not_hold_up_the_others_for_long(lab: Lab, look: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as asker:
+        asker.connect(str(warm_path(lab.name)))
+        asker.sendall((1000).to_bytes(4, "big"))
+        ran = lab.hosts[0].run([sys.executable, str(look)], capture_output=True, input=b"", timeout=PATIENCE_S)
+        assert ran.returncode == 7
 
 
 def test_nothing_is_left_of_a_warm_lab() -> None:
     if reason := why_not():
         pytest.skip(reason)
     with Lab(LabSpec(hosts=1, warm=True)) as made:
-        server, socket = made.record.warm, warm_path(made.name)
+        server, path = made.record.warm, warm_path(made.name)
         assert server is not None and server.is_alive
         assert Lab.find(made.name).spec.warm
-    assert not server.is_alive and not socket.exists()
+    assert not server.is_alive and not path.exists()

@@ -210,6 +210,28 @@ def test_a_snapshot_that_was_altered_is_refused(tmp_path):
         opened(tmp_path)
 
 
+def fits(journal, push):
+    try:
+        return journal.push(push) is Verdict.NEW
+    except StoreFault:
+        return False
+
+
+def test_a_full_disk_refuses_pushes_and_snapshots_and_loses_nothing(small_disk, tmp_path):
+    journal = opened(small_disk)
+    step = next(step for step in range(10_000) if not fits(journal, push_of(step)))
+    assert step > 50 and journal.book.cursor(0) == 8 * step
+    with pytest.raises(StoreFault, match="could not be written"):
+        journal.snapshot()
+    with pytest.raises(StoreFault, match="takes no more: No space left"):
+        journal.push(push_of(step))
+    equal(journal, undisturbed(tmp_path / "calm", [push_of(number) for number in range(step)]))
+    journal.close()
+    again = opened(small_disk)
+    equal(again, journal)
+    again.close()
+
+
 SHARD = """
 import sys
 from pathlib import Path

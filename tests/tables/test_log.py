@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -94,19 +91,6 @@ def test_another_file_is_not_written_over(tmp_path):
 def test_an_empty_record_is_refused(path):
     with Log(path) as log, pytest.raises(ConfigError, match="from 1 to"):
         log.append(b"")
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path):
-    """A file system of 1 MiB."""
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("a full disk needs the right to mount one")
-    place = tmp_path / "disk"
-    place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], check=False).returncode:
-        pytest.skip("the kernel does not let this process mount a file system")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
 
 
 def test_a_full_disk_refuses_a_record_and_keeps_those_before(small_disk):

@@ -143,12 +143,11 @@ def prefix(record: LabRecord, host: int) -> tuple[str, ...]:
 def unmake(record: LabRecord) -> None:
     """Remove all that there is of a lab, and kill what runs in it and nothing else."""
     num_hosts = len(record.hosts)
+    if record.warm is not None:  # before its forks, so that none comes after them
+        _end([record.warm])
     for n in range(num_hosts):
         kernel.kill_all(plan.namespace(record.name, n))
-    of_its_own = (*record.helpers, *([record.warm] if record.warm else []))
-    helpers = [helper for helper in of_its_own if helper.is_alive]
-    kernel.signal_all(signal.SIGKILL, [helper.pid for helper in helpers])
-    _wait_for_end(helpers)
+    _end(record.helpers)
     for command in plan.unmake(record.name, num_hosts):
         kernel.can(command)
     for host in record.hosts:
@@ -170,7 +169,9 @@ def end_owner(owner: Process, record: Path) -> None:
         time.sleep(0.01)
 
 
-def _wait_for_end(helpers: Sequence[Process]) -> None:
+def _end(helpers: Sequence[Process]) -> None:
+    helpers = [helper for helper in helpers if helper.is_alive]
+    kernel.signal_all(signal.SIGKILL, [helper.pid for helper in helpers])
     deadline_s = time.monotonic() + _END_S
     while any(helper.is_alive for helper in helpers) and time.monotonic() < deadline_s:
         time.sleep(0.005)

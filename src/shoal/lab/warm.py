@@ -28,9 +28,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-_CONNECT_S = 10.0
+_CONNECT_S, _SAY_S = 10.0, 2.0
 _LENGTH = struct.Struct("!I")
-_MOST_BYTES = 1 << 20
 _STANDARD = (0, 1, 2)
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SPACES = ("net", "mnt")
@@ -46,14 +45,26 @@ def _send(to: socket.socket, value: dict[str, Any], fds: tuple[int, ...] = ()) -
 
 
 def _receive(of: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
-    """What was sent, with descriptors; None at the end."""
-    head, fds, _, _ = socket.recv_fds(of, _LENGTH.size, len(_STANDARD))
-    if not head:
+    """What was sent, with descriptors; None if the other end is gone, or falls silent in the middle of it."""
+    fds: list[int] = []
+    try:
+        head, fds, _, _ = socket.recv_fds(of, _LENGTH.size, len(_STANDARD))
+        head += _exactly(of, _LENGTH.size - len(head))
+        return json.loads(_exactly(of, _LENGTH.unpack(head)[0])), fds
+    except (EOFError, OSError):
+        for fd in fds:
+            os.close(fd)
         return None
+
+
+def _exactly(of: socket.socket, num_bytes: int) -> bytes:
     text = b""
-    while len(text) < _LENGTH.unpack(head)[0]:
-        text += of.recv(_MOST_BYTES)
-    return json.loads(text), fds
+    while len(text) < num_bytes:
+        more = of.recv(num_bytes - len(text))
+        if not more:
+            raise EOFError
+        text += more
+    return text
 
 
 # Who asks
@@ -173,8 +184,10 @@ class Server:
                 return fork
 
     def _answer(self, asker: socket.socket) -> Fork | None:
+        asker.settimeout(_SAY_S)  # it may be killed or frozen in the middle of a word
         asked = _receive(asker)
         if asked is None:
+            asker.close()
             return None
         said, fds = asked
         credentials = asker.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))

@@ -118,10 +118,10 @@ class Journal:
         try:
             save_file(arrays, partial, {"tables": json.dumps(meta), "book": json.dumps(book)})
             _flush(partial)
-            log = Log(self._log_path(number))
+            log = Log(self._log_path(number))  # there before its snapshot counts
             partial.replace(path)
             _flush(self._folder)
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, StoreFault) as error:
             partial.unlink(missing_ok=True)
             raise StoreFault(f"the snapshot {path} could not be written: {error}") from None
         self._log.close()
@@ -136,16 +136,16 @@ class Journal:
     def _read(self, path: Path) -> None:
         try:
             with safe_open(path, "np") as file:
-                meta: dict[str, Any] = {key: json.loads(text) for key, text in file.metadata().items()}
+                meta: dict[str, Any] = {key: json.loads(text) for key, text in (file.metadata() or {}).items()}
                 arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
+            book, kept = meta["book"], meta["tables"]
+        except (OSError, SafetensorError, json.JSONDecodeError, KeyError) as error:
             raise StoreFault(f"the snapshot {path} cannot be read: {error}") from None
-        if set(meta["tables"]) != set(self.tables):
-            raise ConfigError(f"{path} is of the tables {sorted(meta['tables'])}, not of {sorted(self.tables)}")
+        if set(kept) != set(self.tables):
+            raise ConfigError(f"{path} is of the tables {sorted(kept)}, not of {sorted(self.tables)}")
         for name, table in self.tables.items():
             own = {key.removeprefix(f"{name}/"): a for key, a in arrays.items() if key.rpartition("/")[0] == name}
-            table.apply(Image.of(meta["tables"][name], own))
-        book = meta["book"]
+            table.apply(Image.of(kept[name], own))
         self.book = Book(book["generation"], {int(lane): cursor for lane, cursor in book["cursors"].items()})
 
     def _kept(self, prefix: str) -> list[tuple[int, Path]]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 from numpy import float32 as f32
 from numpy import int32 as i32
@@ -20,6 +19,8 @@ from numpy import int64 as i64
 from numpy import uint16 as u16
 from numpy import uint32 as u32
 from numpy import uint64 as u64
+
+from shoal.codecs.kernels import kernel
 
 Array = Any
 Places = Any
@@ -30,25 +31,17 @@ Form = Any
 values are drawn by, their scale)"""
 
 GRAVE = i32(-(2**31))
-USED, LIVE, NEXT, FREE, WAITING, GRAVES, MOVED, REFUSED = range(8)
-"""Of the state (8,) int64: places used in the newest index, rows in use, the first row never used, 1 + the first free
-row, ids counted and without a row, graves, places moved from the old index, ids refused a row."""
+LIVE, NEXT, FREE, WAITING, GRAVES, MOVED, REFUSED = range(7)
+"""Of the state (7,) int64: rows in use, the first row never used, 1 + the first free row, ids counted and without a
+row, graves in the newest index, places moved from the old index, ids refused a row."""
 
 SGD, ADAGRAD, ADAM, FTRL = range(4)
 
 _GAMMA = u64(0x9E3779B97F4A7C15)
 _FIRST = u64(0xBF58476D1CE4E5B9)
 _SECOND = u64(0x94D049BB133111EB)
-_S30, _S27, _S31, _S32, _S40, _S52 = u64(30), u64(27), u64(31), u64(32), u64(40), u64(52)
+_S30, _S27, _S31, _S32, _S40 = u64(30), u64(27), u64(31), u64(32), u64(40)
 _TO_UNIT = f32(2.0**-23)
-
-
-def kernel(function: Any) -> Any:
-    """Compiled at the first call, and kept on disk where there is a place for that."""
-    try:
-        return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
-    except RuntimeError:
-        return numba.njit(nogil=True, error_model="numpy")(function)
 
 
 @kernel
@@ -240,7 +233,6 @@ def _enter(key: int, places: tuple[Places, Places], state: Array) -> tuple[bool,
     place = -1 - place
     new[0][place] = key
     new[1][place] = 0
-    state[USED] += 1
     state[WAITING] += 1
     return True, place
 
@@ -298,7 +290,6 @@ def move(old: Places, new: Places, count: int, state: Array) -> None:
         new[2][target] = old[2][place]
         if new[3].size:
             new[3][target] = old[3][place]
-        state[USED] += 1
     state[MOVED] = until
 
 
@@ -355,7 +346,6 @@ def put(keys: Array, values: Places, data: Array, places: Places, rows: Array, s
             place = -1 - place
             places[0][place] = keys[i]
             places[1][place] = i32(-1)
-            state[USED] += 1
             state[WAITING] += 1
         has_row = values[0][i] > 0
         if has_row and places[1][place] < 0:

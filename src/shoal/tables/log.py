@@ -98,7 +98,7 @@ class Log:
     def flush(self) -> None:
         """Have the disk take all that was appended."""
         try:
-            os.fdatasync(self._fd) if hasattr(os, "fdatasync") else os.fsync(self._fd)
+            os.fsync(self._fd)
         except OSError as error:
             raise StoreFault(f"the log {self.path} could not be written to its disk: {error.strerror}") from None
 

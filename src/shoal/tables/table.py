@@ -12,7 +12,7 @@ import numpy.typing as npt
 from shoal.errors import Bug, ConfigError, Diverged
 from shoal.tables import kernels
 from shoal.tables.image import EVERYTHING, Ids, Image
-from shoal.tables.kernels import GRAVES, LIVE, MOVED, NEXT, REFUSED, USED, WAITING
+from shoal.tables.kernels import GRAVES, LIVE, MOVED, NEXT, REFUSED, WAITING
 from shoal.tables.memory import zeros
 from shoal.tables.spec import TableSpec
 
@@ -47,7 +47,7 @@ class Table:
 
     Rows take the ``memory_bytes`` that they are given, by default half of this machine's, as they are used; ids beyond
     that get none (``Stats.num_refused``). The same operations in the same order give the same bits on every machine. An
-    id takes about 20 bytes besides its row. Growth is spread over pushes: none moves more than 4 places an id.
+    id takes about 20 bytes besides its row. Growth is spread over pushes: one moves 4096 places and 4 an id at most.
     """
 
     def __init__(self, spec: TableSpec, memory_bytes: int | None = None) -> None:
@@ -69,7 +69,7 @@ class Table:
 
     def _clear(self) -> None:
         self.clock = 0
-        self._state = np.zeros(8, np.int64)
+        self._state = np.zeros(7, np.int64)
         self._new = self._places(_LEAST_PLACES)
         self._old = self._places(0)
         self._removed: list[tuple[int, Ids]] = []
@@ -120,7 +120,8 @@ class Table:
     def check_ids(self, ids: npt.ArrayLike) -> Ids:
         """Ids as (n,) int64. ``ConfigError`` for what they cannot be read from without loss."""
         keys = np.asarray(ids)
-        if keys.ndim != 1 or not (len(keys) == 0 or np.can_cast(keys.dtype, np.int64, "safe")):
+        is_fit = keys.dtype.kind in "iu" and np.can_cast(keys.dtype, np.int64, "safe")
+        if keys.ndim != 1 or not (is_fit or len(keys) == 0):
             came = f"{keys.dtype} of shape {keys.shape}"
             raise ConfigError(f"table {self.spec.name}: ids must be a vector of int64, not {came}")
         return np.ascontiguousarray(keys, np.int64)
@@ -161,7 +162,7 @@ class Table:
         if capacity > _MOST_PLACES:
             raise ConfigError(f"table {self.spec.name}: {self._num_ids + num} ids are too many for one shard")
         self._old, self._new = self._new, self._places(capacity)
-        self._state[[USED, GRAVES, MOVED]] = 0
+        self._state[[GRAVES, MOVED]] = 0
 
     def _move(self, count: int) -> None:
         kernels.move(self._old, self._new, count, self._state)
@@ -203,10 +204,13 @@ class Table:
 
     def apply(self, image: Image) -> None:
         """Take a delta on top of what it holds, or a full image in its place. ``ConfigError`` for one that does not
-        fit, before anything is changed, and for more rows than the memory budget allows."""
+        fit, before anything is changed, and for more rows than the memory budget allows: after such a delta the table
+        is to be given a full image."""
         if image.since == EVERYTHING:
             if image.spec != self.spec:
                 raise ConfigError(f"an image of {image.spec} is not one of {self.spec}")
+            if len(image.rows) > len(self._rows):
+                raise self._too_many(image)
             self._clear()
             self._deltas_from = image.clock
         else:
@@ -218,10 +222,16 @@ class Table:
         values = (image.counts, image.touched, image.seen_at)
         count = kernels.put(image.ids, values, image.rows, self._new, self._rows, self._state)
         if count < len(image.rows):
-            raise ConfigError(f"table {self.spec.name}: {len(image.rows)} rows do not fit into the memory budget")
+            raise self._too_many(image)
         if len(image.removed):
             self._removed.append((image.clock, image.removed))
         self.clock = image.clock
+
+    def _too_many(self, image: Image) -> ConfigError:
+        return ConfigError(
+            f"table {self.spec.name}: the {len(image.rows)} rows of an image do not fit beside what is there into the "
+            f"memory budget, which is {len(self._rows)} rows; give it more memory"
+        )
 
     @property
     def stats(self) -> Stats:
