@@ -166,6 +166,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    deltas(grow(2 * GROWTH_BATCH)[1], turns=1)  # compiles, so that what follows does not
     num_rows, turns = (2_000_000, 3) if options.quick else (10_000_000, 7)
     figures, table = grow(num_rows)
     figures |= deltas(table, turns)
