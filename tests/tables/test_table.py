@@ -138,12 +138,32 @@ def test_a_table_that_was_restored_goes_on_as_if_nothing_had_happened():
     equal(other.image(), table.image())
 
 
+@pytest.mark.parametrize("most_noted", [3, 1 << 20], ids=["too many to note", "noted"])
+def test_a_delta_since_what_was_not_forgotten_holds_all_that_was_touched_and_nothing_else(monkeypatch, most_noted):
+    monkeypatch.setattr("shoal.tables.table._MOST_NOTED", most_noted)
+    table, copy = (Table(spec(expire_after_s=2), SMALL) for _ in range(2))
+    table.push(np.arange(5000), np.ones((5000, 5), np.float32), now_s=10)
+    before = table.clock
+    copy.apply(table.image())
+    table.forget(before)
+    for now_s, ids in ((11, [7, 9]), (13, [5001, 9]), (13, [1 << 40])):
+        table.push(np.array(ids), np.ones((len(ids), 5), np.float32), now_s=now_s)
+    assert set(table.expire(14)) == {*range(5000)} - {9}
+    table.push(np.array([8, 8]), np.ones((2, 5), np.float32), now_s=15)
+    table.push(np.arange(10_000, 14_000), np.ones((4000, 5), np.float32), now_s=15)
+    delta = table.image(before)
+    assert set(delta.ids) == {8, 9, 5001, 1 << 40, *range(10_000, 14_000)}
+    copy.apply(delta)
+    equal(copy.image(), table.image())
+    equal(copy.image(before), delta)
+
+
 def test_a_delta_after_a_gap_is_refused():
     table = trained(spec())
     late = table.image(table.clock - 1)
     with pytest.raises(ConfigError, match="a full image is needed"):
         Table(spec(), SMALL).apply(late)
-    table.forget_removed(table.clock)
+    table.forget(table.clock)
     with pytest.raises(ConfigError, match="take a full image"):
         table.image(3)
 

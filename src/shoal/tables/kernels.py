@@ -21,21 +21,27 @@ from numpy import uint32 as u32
 from numpy import uint64 as u64
 
 from shoal.codecs.kernels import kernel
+from shoal.tables.prefetch import prefetch, prefetch_row
 
 Array = Any
 Places = Any
-"""(ids int64, refs int32, touched uint32, seen_at int64 or of size 0), each (capacity,)."""
+"""(ids int64, refs int32, touched uint32, seen_at int64 or of size 0), each (capacity,); the first three side by side
+in memory."""
 
 Form = Any
 """(rule, words of weights, whether they are bfloat16, the rule's numbers, what its slots begin at, the key that initial
 values are drawn by, their scale)"""
 
 GRAVE = i32(-(2**31))
-LIVE, NEXT, FREE, WAITING, GRAVES, MOVED, REFUSED = range(7)
-"""Of the state (7,) int64: rows in use, the first row never used, 1 + the first free row, ids counted and without a
-row, graves in the newest index, places moved from the old index, ids refused a row."""
+LIVE, NEXT, FREE, WAITING, GRAVES, MOVED, EMPTY, REFUSED, MARK, MARKED = range(10)
+"""Of the state (10,) int64: rows in use, the first row never used, 1 + the first free row, ids counted and without a
+row, graves in the newest index, places moved from the old index, the last empty one of them, ids refused a row; the
+push after which ids that are touched are noted, and how many are (-1: too many)."""
 
 SGD, ADAGRAD, ADAM, FTRL = range(4)
+
+_AHEAD = 12
+"""So many ids ahead memory is asked for."""
 
 _GAMMA = u64(0x9E3779B97F4A7C15)
 _FIRST = u64(0xBF58476D1CE4E5B9)
@@ -145,18 +151,22 @@ def update(code: int, numbers: Array, weights: Array, slots: Array, gradient: Ar
         for j in range(dim):
             weights[j] -= numbers[0] * gradient[j]
     elif code == ADAGRAD:
+        rate, eps = numbers[0], numbers[1]
         for j in range(dim):
-            slots[j] += gradient[j] * gradient[j]
-            weights[j] -= numbers[0] * gradient[j] / (np.sqrt(slots[j]) + numbers[1])
+            squared = slots[j] + gradient[j] * gradient[j]
+            slots[j] = squared
+            weights[j] -= rate * gradient[j] / (np.sqrt(squared) + eps)
     elif code == ADAM:
         slots[2 * dim] *= numbers[1]
         slots[2 * dim + 1] *= numbers[2]
         root = np.sqrt(one - slots[2 * dim + 1])
         rate, eps = numbers[0] * root / (one - slots[2 * dim]), numbers[3] * root
+        beta1, beta2 = numbers[1], numbers[2]
         for j in range(dim):
-            slots[j] = numbers[1] * slots[j] + (one - numbers[1]) * gradient[j]
-            slots[dim + j] = numbers[2] * slots[dim + j] + (one - numbers[2]) * (gradient[j] * gradient[j])
-            weights[j] -= rate * slots[j] / (np.sqrt(slots[dim + j]) + eps)
+            mean = beta1 * slots[j] + (one - beta1) * gradient[j]
+            squared = beta2 * slots[dim + j] + (one - beta2) * (gradient[j] * gradient[j])
+            slots[j], slots[dim + j] = mean, squared
+            weights[j] -= rate * mean / (np.sqrt(squared) + eps)
     else:
         for j in range(dim):
             n = slots[dim + j]
@@ -173,20 +183,28 @@ def update(code: int, numbers: Array, weights: Array, slots: Array, gradient: Ar
 def pull(keys: Array, places: tuple[Places, Places], rows: Array, form: Form, out: Array) -> Any:
     """(n,) ids -> (n, dim) weights; how many of them have a row. ``places``: the newest index and the one before."""
     code, _, half, numbers, _, origin, scale = form
-    new, old = places
-    num_found = 0
+    (ids, own, _, _), (old_ids, old_own, _, _) = places
+    refs = np.empty(keys.size, i32)
+    num_found, dim = 0, out.shape[1]
     for i in range(keys.size):
-        ref = i32(0)
-        place = _find(keys[i], new[0], new[1])
-        if place >= 0:
-            ref = new[1][place]
-        elif old[0].size:
-            place = _find(keys[i], old[0], old[1])
-            if place >= 0:
-                ref = old[1][place]
+        if i + _AHEAD < keys.size:
+            prefetch(ids, _home(keys[i + _AHEAD], ids.size))
+        place = _find(keys[i], ids, own)
+        refs[i] = own[place] if place >= 0 else i32(0)
+        if place < 0 and old_ids.size:
+            place = _find(keys[i], old_ids, old_own)
+            refs[i] = old_own[place] if place >= 0 else i32(0)
+    for i in range(keys.size):
+        if i + _AHEAD < keys.size and refs[i + _AHEAD] > 0:
+            prefetch_row(rows, refs[i + _AHEAD] - 1)
+        ref = refs[i]
         if ref > 0:
-            read(rows[ref - 1], code, half, numbers, out[i])
             num_found += 1
+            if half or code == FTRL:
+                read(rows[ref - 1], code, half, numbers, out[i])
+            else:
+                for j in range(dim):
+                    out[i, j] = rows[ref - 1, j]
         elif code == FTRL:
             out[i, :] = f32(0.0)
         else:
@@ -220,60 +238,88 @@ def _begin_row(key: int, row: Array, form: Form, weights: Array) -> None:
 
 
 @kernel
-def _enter(key: int, places: tuple[Places, Places], state: Array) -> tuple[bool, Any]:
-    """Whether an id's place is in the newest index, and which. One that is in neither gets a place there."""
-    new, old = places
-    place = _find(key, new[0], new[1])
-    if place >= 0:
-        return True, place
-    if old[0].size:
-        other = _find(key, old[0], old[1])
-        if other >= 0:
-            return False, other
-    place = -1 - place
-    new[0][place] = key
-    new[1][place] = 0
-    state[WAITING] += 1
-    return True, place
+def _admit(key: int, ref: Any, kept: tuple[Array, Array, Array], form: Form, admit_after: int, weights: Array) -> Any:
+    """The next ref of an id without a row that is pushed: it may get one. ``weights``: (dim,), to work with."""
+    rows, state, _ = kept
+    if admit_after - 1 > -i64(ref):
+        return i32(ref - 1)
+    row = _take_row(rows, state)
+    if row < 0:
+        state[REFUSED] += 1
+        return i32(-admit_after)
+    _begin_row(key, rows[row], form, weights)
+    state[WAITING] -= 1
+    state[LIVE] += 1
+    return i32(row + 1)
 
 
 @kernel
 def push(
-    keys: Array, gradients: Array, places: tuple[Places, Places], kept: tuple[Array, Array], form: Form,
+    keys: Array, gradients: Array, places: tuple[Places, Places], kept: tuple[Array, Array, Array], form: Form,
     moment: tuple[int, int, int],
 ) -> None:  # fmt: skip
     """(n,) ids take (n, dim) gradients, in order. There must be room for n more places in the newest index. ``kept``:
-    rows and state, which are changed. ``moment``: the push's number, its event time, and with which push of its own an
-    id gets a row."""
-    code, num_words, half, numbers, _, origin, _ = form
+    rows, state and the ids noted, which are changed. ``moment``: the push's number, its event time, and with which push
+    of its own an id gets a row."""
     clock, now_s, admit_after = moment
-    rows, state = kept
-    weights = np.empty(gradients.shape[1], f32)
+    (ids, refs, touched, seen_at), (old_ids, old_refs, old_touched, old_seen_at) = places
+    rows, state, noted = kept
+    found, weights = np.empty(keys.size, i32), np.empty(gradients.shape[1], f32)
+    mark, marked = state[MARK], state[MARKED]
     for i in range(keys.size):
         key = keys[i]
-        is_new, place = _enter(key, places, state)
-        _, refs, touched, seen_at = places[0] if is_new else places[1]
-        if refs[place] <= 0:
-            refs[place] -= i32(1)
-            if -i64(refs[place]) >= admit_after:
-                row = _take_row(rows, state)
-                if row < 0:
-                    refs[place] = i32(-admit_after)
-                    state[REFUSED] += 1
-                else:
-                    _begin_row(key, rows[row], form, weights)
-                    refs[place] = i32(row + 1)
-                    state[WAITING] -= 1
-                    state[LIVE] += 1
-        touched[place] = u32(clock)
-        if seen_at.size:
-            seen_at[place] = now_s
-        if refs[place] > 0:
-            row_words = rows[refs[place] - 1]
-            read(row_words, code, half, numbers, weights)
-            update(code, numbers, weights, row_words[num_words:], gradients[i])
-            if code != FTRL:
-                store(weights, half, mix(origin ^ u64(key)) + (u64(clock) << _S32), row_words)
+        if i + _AHEAD < keys.size:
+            prefetch(ids, _home(keys[i + _AHEAD], ids.size))
+        place, other = _find(key, ids, refs), -1
+        if place < 0 and old_ids.size:
+            other = _find(key, old_ids, old_refs)
+        if place < 0 and other < 0:
+            place = -1 - place
+            ids[place], refs[place] = key, 0
+            state[WAITING] += 1
+        if other >= 0:
+            ref, last = old_refs[other], i64(old_touched[other])
+        else:
+            ref, last = refs[place], i64(touched[place])
+        if ref <= 0:
+            ref = _admit(key, ref, kept, form, admit_after, weights)
+        if last <= mark and marked >= 0:  # not noted yet
+            if marked == noted.size:
+                marked = -1
+            else:
+                noted[marked] = key
+                marked += 1
+        if other >= 0:
+            old_refs[other], old_touched[other] = ref, u32(clock)
+            if old_seen_at.size:
+                old_seen_at[other] = now_s
+        else:
+            refs[place], touched[place] = ref, u32(clock)
+            if seen_at.size:
+                seen_at[place] = now_s
+        found[i] = ref
+    state[MARKED] = marked
+    _update_rows(keys, gradients, found, rows, form, clock)
+
+
+@kernel
+def _update_rows(keys: Array, gradients: Array, refs: Array, rows: Array, form: Form, clock: int) -> None:
+    code, num_words, half, numbers, _, origin, _ = form
+    dim = gradients.shape[1]
+    weights = np.empty(dim, f32)
+    for i in range(keys.size):
+        if i + _AHEAD < keys.size and refs[i + _AHEAD] > 0:
+            prefetch_row(rows, refs[i + _AHEAD] - 1)
+        if refs[i] <= 0:
+            continue
+        row = rows[refs[i] - 1]
+        if half or code == FTRL:
+            read(row, code, half, numbers, weights)
+            update(code, numbers, weights, row[num_words:], gradients[i])
+            if half:
+                store(weights, half, mix(origin ^ u64(keys[i])) + (u64(clock) << _S32), row)
+        else:
+            update(code, numbers, row[:dim], row[dim:], gradients[i])
 
 
 @kernel
@@ -282,6 +328,8 @@ def move(old: Places, new: Places, count: int, state: Array) -> None:
     until = min(state[MOVED] + count, old[0].size)
     for place in range(state[MOVED], until):
         ref = old[1][place]
+        if ref == 0:
+            state[EMPTY] = place
         if ref == 0 or ref == GRAVE:
             continue
         target = -1 - _find(old[0][place], new[0], new[1])
@@ -320,6 +368,20 @@ def bury(places: Places, rows: Array, place: int, state: Array) -> None:
         state[WAITING] -= 1
     places[1][place] = GRAVE
     state[GRAVES] += 1
+
+
+@kernel
+def noted_places(noted: Array, places: Places, since: int, out: Array) -> int:
+    """``chosen`` of some ids alone, of which some may be there twice or be gone."""
+    count = 0
+    for i in range(noted.size):
+        if i + _AHEAD < noted.size:
+            prefetch(places[0], _home(noted[i + _AHEAD], places[0].size))
+        place = _find(noted[i], places[0], places[1])
+        if place >= 0 and i64(places[2][place]) > since:
+            out[count] = place
+            count += 1
+    return count
 
 
 @kernel
@@ -378,8 +440,11 @@ def take_away(keys: Array, places: Places, rows: Array, state: Array) -> None:
 @kernel
 def all_finite(gradients: Array) -> int:
     """The first row that holds what is no finite number, or -1."""
+    words = gradients.view(u32)
     for i in range(gradients.shape[0]):
+        num_bad = u32(0)
         for j in range(gradients.shape[1]):
-            if not np.isfinite(gradients[i, j]):
-                return i
+            num_bad += u32((words[i, j] & u32(0x7F800000)) == u32(0x7F800000))
+        if num_bad:
+            return i
     return -1

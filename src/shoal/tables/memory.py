@@ -23,3 +23,15 @@ def zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
             "budget"
         ) from None
     return np.frombuffer(room, kind, num_bytes // kind.itemsize).reshape(shape)
+
+
+def release(array: npt.NDArray[Any], num_entries: int) -> None:
+    """Give back the memory of the first entries of an array that ``zeros`` made, or of a field of one: they are zeros
+    again, but for what shares a page with entries that stay."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    room = base.obj if isinstance(base, memoryview) else base
+    num_bytes = num_entries * array.strides[0] // mmap.PAGESIZE * mmap.PAGESIZE
+    if num_bytes and hasattr(mmap, "MADV_DONTNEED"):
+        room.madvise(mmap.MADV_DONTNEED, 0, num_bytes)

@@ -12,19 +12,21 @@ import numpy.typing as npt
 from shoal.errors import Bug, ConfigError, Diverged
 from shoal.tables import kernels
 from shoal.tables.image import EVERYTHING, Ids, Image
-from shoal.tables.kernels import GRAVES, LIVE, MOVED, NEXT, REFUSED, WAITING
-from shoal.tables.memory import zeros
+from shoal.tables.kernels import EMPTY, GRAVES, LIVE, MARK, MARKED, MOVED, NEXT, REFUSED, WAITING
+from shoal.tables.memory import release, zeros
 from shoal.tables.spec import TableSpec
 
 Weights = npt.NDArray[np.float32]
 
-_FULLEST, _FRESH = 0.8, 0.55
-_GROWTH = 1.5
+_FULLEST, _FRESH = 0.85, 0.68
+_GROWTH = 1.25
 _LEAST_PLACES, _MOST_PLACES, _MOST_ROWS = 1024, (1 << 32) - 1, (1 << 31) - 2
-_MOVED_A_PUSH, _MOVED_AN_ID = 4096, 4
+_MOVED_A_PUSH, _MOVED_AN_ID = 4096, 8
 _MOST_GRAVES = 0.25
 _LAST_CLOCK = (1 << 32) - 1
+_MOST_NOTED = 1 << 20
 _WORD_BYTES = 4
+_PLACE = np.dtype([("id", np.int64), ("ref", np.int32), ("touched", np.uint32)])
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class Table:
 
     Rows take the ``memory_bytes`` that they are given, by default half of this machine's, as they are used; ids beyond
     that get none (``Stats.num_refused``). The same operations in the same order give the same bits on every machine. An
-    id takes about 20 bytes besides its row. Growth is spread over pushes: one moves 4096 places and 4 an id at most.
+    id takes 19 to 24 bytes besides its row, and up to 42 while the index grows, which is spread over pushes: one moves
+    4096 places and 8 an id at most.
     """
 
     def __init__(self, spec: TableSpec, memory_bytes: int | None = None) -> None:
@@ -69,7 +72,8 @@ class Table:
 
     def _clear(self) -> None:
         self.clock = 0
-        self._state = np.zeros(7, np.int64)
+        self._state = np.zeros(10, np.int64)
+        self._noted = zeros((min(_MOST_NOTED, len(self._rows)),), np.int64)
         self._new = self._places(_LEAST_PLACES)
         self._old = self._places(0)
         self._removed: list[tuple[int, Ids]] = []
@@ -78,7 +82,8 @@ class Table:
 
     def _places(self, num: int) -> tuple[Any, ...]:
         seen_at = num if self.spec.expire_after_s is not None else 0
-        return zeros((num,), np.int64), zeros((num,), np.int32), zeros((num,), np.uint32), zeros((seen_at,), np.int64)
+        places = zeros((num,), _PLACE)
+        return places["id"], places["ref"], places["touched"], zeros((seen_at,), np.int64)
 
     # By id
 
@@ -98,7 +103,8 @@ class Table:
         self._tick()
         self._make_room(len(keys))
         moment = (self.clock, now_s, self.spec.admit_after)
-        kernels.push(keys, values, (self._new, self._old), (self._rows, self._state), self._form, moment)
+        kept = (self._rows, self._state, self._noted)
+        kernels.push(keys, values, (self._new, self._old), kept, self._form, moment)
         if len(self._old[0]):
             self._move(_MOVED_A_PUSH + _MOVED_AN_ID * len(keys))
 
@@ -162,12 +168,14 @@ class Table:
         if capacity > _MOST_PLACES:
             raise ConfigError(f"table {self.spec.name}: {self._num_ids + num} ids are too many for one shard")
         self._old, self._new = self._new, self._places(capacity)
-        self._state[[GRAVES, MOVED]] = 0
+        self._state[[GRAVES, MOVED, EMPTY]] = 0
 
     def _move(self, count: int) -> None:
         kernels.move(self._old, self._new, count, self._state)
         if self._state[MOVED] == len(self._old[0]):
             self._old = self._places(0)
+        else:  # what is before an empty place is looked for no more
+            release(self._old[0], int(self._state[EMPTY]))
 
     def _settle(self) -> None:
         if len(self._old[0]):
@@ -184,8 +192,7 @@ class Table:
                 f"{self._deltas_from} on, not since {since}; take a full image"
             )
         self._settle()
-        found = np.empty(self._num_ids, np.int64)
-        places = found[: kernels.chosen(self._new, since, found)]
+        places = self._touched_after(since)
         ids, refs, touched, seen_at = self._new
         chosen = refs[places]
         removed = [ids for clock, ids in self._removed if clock > since] if since != EVERYTHING else []
@@ -197,10 +204,30 @@ class Table:
             removed=np.unique(np.concatenate(removed)) if removed else np.empty(0, np.int64),
         )  # fmt: skip
 
-    def forget_removed(self, until: int) -> None:
-        """Deltas will be asked for since operation ``until`` or later only."""
+    def _touched_after(self, since: int) -> Ids:
+        """The places of ids that were, in no order."""
+        num_noted = int(self._state[MARKED])
+        if since == EVERYTHING or num_noted < 0:
+            found = np.empty(self._num_ids, np.int64)
+            return found[: kernels.chosen(self._new, since, found)]
+        found = np.empty(num_noted, np.int64)
+        return np.unique(found[: kernels.noted_places(self._noted[:num_noted], self._new, since, found)])
+
+    def forget(self, until: int) -> None:
+        """Deltas will be asked for since operation ``until`` or later only: those are quick then, unless they hold more
+        than a million ids."""
         self._removed = [(clock, ids) for clock, ids in self._removed if clock > until]
         self._deltas_from = max(self._deltas_from, until)
+        self._settle()
+        touched = self._new[0][self._touched_after(self._deltas_from)]
+        self._note_anew(touched)
+
+    def _note_anew(self, touched: Ids) -> None:
+        """These ids are what was touched since the moment that deltas are from."""
+        fits = len(touched) <= len(self._noted)
+        self._state[MARK], self._state[MARKED] = self._deltas_from, len(touched) if fits else -1
+        if fits:
+            self._noted[: len(touched)] = touched
 
     def apply(self, image: Image) -> None:
         """Take a delta on top of what it holds, or a full image in its place. ``ConfigError`` for one that does not
@@ -226,6 +253,10 @@ class Table:
         if len(image.removed):
             self._removed.append((image.clock, image.removed))
         self.clock = image.clock
+        if image.since == EVERYTHING:
+            self._note_anew(image.ids[:0])
+        elif self._state[MARKED] >= 0:
+            self._note_anew(np.concatenate([self._noted[: self._state[MARKED]], image.ids]))
 
     def _too_many(self, image: Image) -> ConfigError:
         return ConfigError(
