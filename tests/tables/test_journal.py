@@ -12,8 +12,8 @@ import pytest
 from shoal.errors import ConfigError, Diverged, StoreFault
 from shoal.tables import FTRL, Adam, TableSpec
 from shoal.tables.book import Book, Verdict
-from shoal.tables.frame import Part, Push
-from shoal.tables.journal import Journal
+from shoal.tables.frame import Begin, Part, Push, decode
+from shoal.tables.journal import Journal, Keeping
 
 SPECS = (
     TableSpec(name="users", dim=4, rule=Adam(lr=0.1), dtype="bfloat16", admit_after=2),
@@ -35,11 +35,11 @@ def push_of(step, lane=0, generation=1, size=20):
 
 
 def opened(folder: Path, **how) -> Journal:
-    return Journal(folder, SPECS, memory_bytes=BUDGET, **how)
+    return Journal(folder, SPECS, Keeping(memory_bytes=BUDGET, **how))
 
 
 def equal(one: Journal, other: Journal) -> None:
-    assert one.book == other.book
+    assert one.applier.book == other.applier.book
     for name, table in one.tables.items():
         a, b = table.image().by_id(), other.tables[name].image().by_id()
         assert a.meta() == b.meta()
@@ -88,7 +88,7 @@ def test_what_was_applied_is_known_and_an_older_generation_is_over():
 
 def test_a_push_is_read_as_it_was_written():
     push = push_of(3, lane=7)
-    found = Push.decode(b"".join(push.encode()))
+    found = decode(b"".join(push.encode()))
     assert (found.generation, found.lanes, found.now_s) == (push.generation, push.lanes, push.now_s)
     for one, other in zip(found.parts, push.parts, strict=True):
         assert one.table == other.table
@@ -96,11 +96,15 @@ def test_a_push_is_read_as_it_was_written():
         np.testing.assert_array_equal(one.gradients, other.gradients)
 
 
+def test_the_beginning_of_a_generation_is_read_as_it_was_written():
+    assert decode(b"".join(Begin(4, 17).encode())) == Begin(4, 17)
+
+
 @pytest.mark.parametrize("cut", [0, 3, 10, 40, -1])
 def test_a_part_of_a_push_is_none(cut):
     body = b"".join(push_of(0).encode())
     with pytest.raises(ConfigError, match="push"):
-        Push.decode(body[:cut])
+        decode(body[:cut])
 
 
 # The journal
@@ -141,7 +145,7 @@ def test_without_a_log_what_came_after_the_snapshot_is_new_again(tmp_path):
             journal.snapshot()
     journal.close()
     again = opened(tmp_path, durability="snapshot")
-    assert again.book.cursor(0) == 24
+    assert again.applier.book.cursor(0) == 24
     assert [again.push(push_of(step)) for step in (2, 3)] == [Verdict.KNOWN, Verdict.NEW]
 
 
@@ -162,7 +166,7 @@ def test_a_snapshot_that_was_not_finished_does_not_count(tmp_path):
     (tmp_path / "snapshot-1.partial").write_bytes(b"half")
     (tmp_path / "log-1").write_bytes(b"shoal log 1\n")
     again = opened(tmp_path)
-    assert again.book.cursor(0) == 8
+    assert again.applier.book.cursor(0) == 8
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log-0"]
 
 
@@ -172,7 +176,7 @@ def test_a_gradient_that_is_not_finite_names_worker_and_lane(tmp_path):
     push.parts[1].gradients[0, 0] = np.nan
     with pytest.raises(Diverged, match=r"table ads: the gradient of id \d+ is not finite.*\(worker w3, lanes \[5\]\)"):
         journal.push(push, "w3")
-    assert journal.book == Book() and journal.tables["users"].clock == 0 and journal.log_bytes == 12
+    assert journal.applier.book == Book() and journal.tables["users"].clock == 0 and journal.log_bytes == 12
 
 
 @pytest.mark.parametrize(
@@ -194,11 +198,11 @@ def test_what_is_kept_is_not_read_as_other_tables(tmp_path):
     journal.snapshot()
     journal.close()
     with pytest.raises(ConfigError, match="is of the tables"):
-        Journal(tmp_path, SPECS[:1], memory_bytes=BUDGET)
+        Journal(tmp_path, SPECS[:1], Keeping(memory_bytes=BUDGET))
     with pytest.raises(ConfigError, match="is not one of"):
-        Journal(tmp_path, (TableSpec(name="users", dim=8), SPECS[1]), memory_bytes=BUDGET)
+        Journal(tmp_path, (TableSpec(name="users", dim=8), SPECS[1]), Keeping(memory_bytes=BUDGET))
     with pytest.raises(ConfigError, match="two tables have one name"):
-        Journal(tmp_path, (SPECS[0], SPECS[0]), memory_bytes=BUDGET)
+        Journal(tmp_path, (SPECS[0], SPECS[0]), Keeping(memory_bytes=BUDGET))
 
 
 def test_a_snapshot_that_was_altered_is_refused(tmp_path):
@@ -220,7 +224,7 @@ def fits(journal, push):
 def test_a_full_disk_refuses_pushes_and_snapshots_and_loses_nothing(small_disk, tmp_path):
     journal = opened(small_disk)
     step = next(step for step in range(10_000) if not fits(journal, push_of(step)))
-    assert step > 50 and journal.book.cursor(0) == 8 * step
+    assert step > 50 and journal.applier.book.cursor(0) == 8 * step
     with pytest.raises(StoreFault, match="could not be written"):
         journal.snapshot()
     with pytest.raises(StoreFault, match="takes no more: No space left"):
@@ -237,7 +241,7 @@ import sys
 from pathlib import Path
 from tests.tables.test_journal import opened, push_of
 journal = opened(Path(sys.argv[1]))
-for step in range(journal.book.cursor(0) // 8, 400):
+for step in range(journal.applier.book.cursor(0) // 8, 400):
     journal.push(push_of(step))
     print(step, flush=True)
     if step % 7 == 6:
@@ -259,7 +263,7 @@ def test_a_process_that_is_killed_loses_nothing_that_it_has_acknowledged(tmp_pat
             rest = shard.stdout.read().split()
             reached = int(rest[-1]) if rest else reached
         journal = opened(tmp_path / "killed")
-        applied = journal.book.cursor(0) // 8
+        applied = journal.applier.book.cursor(0) // 8
         assert reached + 1 <= applied <= reached + 2, "what is acknowledged is kept; the next may be in the log already"
         equal(journal, undisturbed(tmp_path / f"calm-{wanted}", [push_of(step) for step in range(applied)]))
         journal.close()

@@ -1,4 +1,4 @@
-"""Which pushes are new: a cursor a lane, and the generation in force. Pure."""
+"""Which pushes are new: the steps that are done of each lane, and the generation in force. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 Span = tuple[int, int]
-"""Of a lane's samples, by cursor: from, and up to."""
+"""Of a lane's steps: from, and up to."""
 
 
 class Verdict(Enum):
@@ -34,8 +34,12 @@ class Book:
         """How far a lane has been applied."""
         return self.cursors.get(lane, 0)
 
+    def least(self, num_lanes: int) -> int:
+        """How far the lane that is furthest behind has been."""
+        return min((self.cursor(lane) for lane in range(num_lanes)), default=0)
+
     def judge(self, generation: int, spans: Mapping[int, Span]) -> Verdict:
-        """What becomes of a push of the gradients of these lanes' samples."""
+        """What becomes of a push of the gradients of these lanes' steps."""
         if generation < self.generation:
             return Verdict.ZOMBIE
         if all(start == self.cursor(lane) < stop for lane, (start, stop) in spans.items()):

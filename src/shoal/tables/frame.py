@@ -1,7 +1,7 @@
 """A push as bytes: what a shard is sent is what its log holds.
 
 uint32 length of the head, the head as msgpack, zeros up to a multiple of 8, then for each part its ids (int64) and its
-gradients (float32), little-endian.
+gradients (float32), little-endian. A log holds the beginnings of generations, too.
 """
 
 from __future__ import annotations
@@ -30,13 +30,24 @@ class PartHead(msgspec.Struct, frozen=True, array_like=True):
     dim: int
 
 
-class Head(msgspec.Struct, frozen=True, array_like=True):
+class Head(msgspec.Struct, frozen=True, array_like=True, tag="push"):
     """Whose work it is. ``now_s``: event time."""
 
     generation: int
     lanes: dict[int, tuple[int, int]]
     now_s: int
     parts: tuple[PartHead, ...]
+
+
+class Begin(msgspec.Struct, frozen=True, array_like=True, tag="begin"):
+    """A generation begins, from step ``base`` on: pushes of those before it are of no more use."""
+
+    generation: int
+    base: int
+
+    def encode(self) -> list[bytes | memoryview]:
+        head = msgspec.msgpack.encode(self)
+        return [_LENGTH.pack(len(head)), head, bytes(-(_LENGTH.size + len(head)) % _ALIGNED)]
 
 
 @dataclass(frozen=True)
@@ -69,24 +80,24 @@ class Push:
                 pieces.append(bytes(-array.nbytes % _ALIGNED))
         return [piece for piece in pieces if len(piece)]
 
-    @staticmethod
-    def decode(body: bytes | memoryview) -> Push:
-        """The other way round; arrays are views of ``body``. ``ConfigError`` for what is no push."""
-        try:
-            (length,) = _LENGTH.unpack_from(body)
-            head = msgspec.msgpack.decode(memoryview(body)[_LENGTH.size : _LENGTH.size + length], type=Head)
-            at = _LENGTH.size + length
-            at += -at % _ALIGNED
-            parts = []
-            for part in head.parts:
-                ids, at = _array(body, at, np.int64, (part.num_ids,))
-                gradients, at = _array(body, at, np.float32, (part.num_ids, part.dim))
-                parts.append(Part(part.table, ids, gradients))
-        except (struct.error, msgspec.MsgspecError, ValueError) as error:
-            raise ConfigError(f"{len(body)} bytes are no push: {error}") from None
-        if at != len(body):
-            raise ConfigError(f"a push of {at} bytes came with {len(body)}")
-        return Push(head.generation, head.lanes, parts, head.now_s)
+
+def decode(body: bytes | memoryview) -> Push | Begin:
+    """The other way round; arrays are views of ``body``. ``ConfigError`` for what is neither."""
+    try:
+        (length,) = _LENGTH.unpack_from(body)
+        head = msgspec.msgpack.decode(memoryview(body)[_LENGTH.size : _LENGTH.size + length], type=Head | Begin)
+        at = _LENGTH.size + length
+        at += -at % _ALIGNED
+        parts = []
+        for part in head.parts if isinstance(head, Head) else ():
+            ids, at = _array(body, at, np.int64, (part.num_ids,))
+            gradients, at = _array(body, at, np.float32, (part.num_ids, part.dim))
+            parts.append(Part(part.table, ids, gradients))
+    except (struct.error, msgspec.MsgspecError, ValueError) as error:
+        raise ConfigError(f"{len(body)} bytes are no push: {error}") from None
+    if at != len(body):
+        raise ConfigError(f"a push of {at} bytes came with {len(body)}")
+    return Push(head.generation, head.lanes, parts, head.now_s) if isinstance(head, Head) else head
 
 
 def _bytes(array: npt.NDArray[Any]) -> memoryview:

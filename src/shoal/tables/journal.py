@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,8 +19,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from shoal.errors import ConfigError, Diverged, StoreFault
-from shoal.tables.book import Book, Verdict
-from shoal.tables.frame import Part, Push
+from shoal.tables.applying import NOW, applier_for
+from shoal.tables.book import Verdict
+from shoal.tables.consistency import Async, Consistency
+from shoal.tables.frame import Begin, Part, Push, decode
 from shoal.tables.image import Image
 from shoal.tables.log import Log, Torn
 from shoal.tables.spec import TableSpec
@@ -28,22 +31,31 @@ from shoal.tables.table import Table
 Durability = Literal["snapshot", "log"]
 
 
-class Journal:
-    """Some tables, the book of what was pushed to them, and where both are kept.
+@dataclass(frozen=True, kw_only=True)
+class Keeping:
+    """How tables are kept. ``durability``: ``log`` has a push in the log before it is acknowledged, so that a process
+    that is killed loses nothing; ``snapshot`` loses what came after the last one. ``num_lanes``: of the job that
+    pushes. ``memory_bytes``: the budget of each table; None: half of the machine's."""
 
-    ``durability``: ``log`` has a push in the log before it is acknowledged, so that a process that is killed loses
-    nothing; ``snapshot`` loses what came after the last one. Opening it again goes on from there: ``torn`` is what a
-    crash has left of a push that was never acknowledged. ``ConfigError`` if what is kept is of other tables.
+    consistency: Consistency = Async()
+    num_lanes: int = 1
+    durability: Durability = "log"
+    memory_bytes: int | None = None
+
+
+class Journal:
+    """Some tables, how pushes to them are applied, and where all of that is kept.
+
+    Opening it again goes on from there: ``torn`` is what a crash has left of a push that was never acknowledged.
+    ``ConfigError`` if what is kept is of other tables.
     """
 
-    def __init__(
-        self, folder: Path, specs: Sequence[TableSpec], durability: Durability = "log", memory_bytes: int | None = None
-    ) -> None:
+    def __init__(self, folder: Path, specs: Sequence[TableSpec], keeping: Keeping) -> None:
         if len({spec.name for spec in specs}) < len(specs):
             raise ConfigError(f"two tables have one name: {sorted(spec.name for spec in specs)}")
-        self.tables = {spec.name: Table(spec, memory_bytes) for spec in specs}
-        self.book = Book()
-        self.durability = durability
+        self.tables = {spec.name: Table(spec, keeping.memory_bytes) for spec in specs}
+        self.applier = applier_for(keeping.consistency, self.tables, keeping.num_lanes)
+        self.keeping = keeping
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._number = max((number for number, _ in self._kept("snapshot-")), default=0)
@@ -52,29 +64,45 @@ class Journal:
         self._log = Log(self._log_path(self._number))
         self.torn: Torn | None = self._log.torn
         for body in self._log.records():
-            self._apply(Push.decode(body))
+            entry = decode(body)
+            if isinstance(entry, Begin):
+                self.applier.begin(entry)
+            else:
+                self.applier.take(entry)
         self._remove_older()
 
     # Pushes and pulls
 
-    def pull(self, table: str, ids: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        """(n,) ids -> (n, dim) float32."""
-        return self._table(table).pull(ids)
+    def pull(self, table: str, ids: npt.ArrayLike, step: int = NOW) -> npt.NDArray[np.float32]:
+        """(n,) ids -> (n, dim) float32, for a ``step`` that the applier ``is_ready`` for, or the newest."""
+        found = self._table(table)
+        return self.applier.pull(found, found.check_ids(ids), step)
 
     def push(self, push: Push, worker: str = "") -> Verdict:
-        """Apply a push if it is new; the verdict says whether it was. ``NEW`` and ``KNOWN`` may be acknowledged.
+        """Take a push if it is new; the verdict says whether it was. ``NEW`` and ``KNOWN`` may be acknowledged.
 
         ``ConfigError`` and ``Diverged`` (naming ``worker`` and the lanes) for one that cannot be applied,
-        ``StoreFault`` if the log takes no more: it was not applied, then, and may be sent again.
+        ``StoreFault`` if the log takes no more: it was not taken, then, and may be sent again.
         """
-        verdict = self.book.judge(push.generation, push.lanes)
+        verdict = self.applier.judge(push)
         if verdict is Verdict.NEW:
             for part in push.parts:
                 self._check(part, push, worker)
-            if self.durability == "log":
-                self._log.append(*push.encode())
-            self._apply(push)
+            self._keep(push)
+            self.applier.take(push)
         return verdict
+
+    def begin(self, begin: Begin) -> Verdict:
+        """Let a generation begin, if it is new. ``StoreFault`` if the log takes no more."""
+        verdict = self.applier.may_begin(begin)
+        if verdict is Verdict.NEW:
+            self._keep(begin)
+            self.applier.begin(begin)
+        return verdict
+
+    def _keep(self, entry: Push | Begin) -> None:
+        if self.keeping.durability == "log":
+            self._log.append(*entry.encode())
 
     def _check(self, part: Part, push: Push, worker: str) -> None:
         table = self._table(part.table)
@@ -84,11 +112,6 @@ class Journal:
         except Diverged as error:
             who = f"worker {worker}, " if worker else ""
             raise Diverged(f"{error} ({who}lanes {sorted(push.lanes)})") from None
-
-    def _apply(self, push: Push) -> None:
-        for part in push.parts:
-            self._table(part.table).push(part.ids, part.gradients, push.now_s)
-        self.book = self.book.after(push.generation, push.lanes)
 
     def _table(self, name: str) -> Table:
         if name not in self.tables:
@@ -105,6 +128,15 @@ class Journal:
     def snapshot(self) -> Path:
         """Keep all of it as it is now, and begin a new log. ``StoreFault`` if that cannot be written: the snapshot and
         the log before it still hold everything."""
+        withdrawn = self.applier.withdraw()
+        try:
+            return self._snapshot(withdrawn)
+        finally:
+            for push in withdrawn:
+                self.applier.take(push)
+
+    def _snapshot(self, withdrawn: Sequence[Push]) -> Path:
+        """What was withdrawn begins the new log."""
         number = self._number + 1
         arrays: dict[str, npt.NDArray[Any]] = {}
         meta: dict[str, Any] = {}
@@ -112,13 +144,14 @@ class Journal:
             image = table.image()
             meta[name] = image.meta()
             arrays |= {f"{name}/{key}": array for key, array in image.arrays().items()}
-        book = {"generation": self.book.generation, "cursors": {str(k): v for k, v in self.book.cursors.items()}}
         path = self._snapshot_path(number)
         partial = path.with_suffix(".partial")
         try:
-            save_file(arrays, partial, {"tables": json.dumps(meta), "book": json.dumps(book)})
+            save_file(arrays, partial, {"tables": json.dumps(meta), "applier": json.dumps(self.applier.record())})
             _flush(partial)
             log = Log(self._log_path(number))  # there before its snapshot counts
+            for push in withdrawn if self.keeping.durability == "log" else ():
+                log.append(*push.encode())
             partial.replace(path)
             _flush(self._folder)
         except (OSError, SafetensorError, StoreFault) as error:
@@ -138,7 +171,7 @@ class Journal:
             with safe_open(path, "np") as file:
                 meta: dict[str, Any] = {key: json.loads(text) for key, text in (file.metadata() or {}).items()}
                 arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            book, kept = meta["book"], meta["tables"]
+            standing, kept = meta["applier"], meta["tables"]
         except (OSError, SafetensorError, json.JSONDecodeError, KeyError) as error:
             raise StoreFault(f"the snapshot {path} cannot be read: {error}") from None
         if set(kept) != set(self.tables):
@@ -146,7 +179,7 @@ class Journal:
         for name, table in self.tables.items():
             own = {key.removeprefix(f"{name}/"): a for key, a in arrays.items() if key.rpartition("/")[0] == name}
             table.apply(Image.of(kept[name], own))
-        self.book = Book(book["generation"], {int(lane): cursor for lane, cursor in book["cursors"].items()})
+        self.applier.read(standing)
 
     def _kept(self, prefix: str) -> list[tuple[int, Path]]:
         found = []

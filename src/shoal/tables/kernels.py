@@ -371,6 +371,15 @@ def bury(places: Places, rows: Array, place: int, state: Array) -> None:
 
 
 @kernel
+def locate(keys: Array, places: Places, out: Array) -> None:
+    """(n,) ids -> (n,) their places, or what is below 0."""
+    for i in range(keys.size):
+        if i + _AHEAD < keys.size:
+            prefetch(places[0], _home(keys[i + _AHEAD], places[0].size))
+        out[i] = _find(keys[i], places[0], places[1])
+
+
+@kernel
 def noted_places(noted: Array, places: Places, since: int, out: Array) -> int:
     """``chosen`` of some ids alone, of which some may be there twice or be gone."""
     count = 0

@@ -204,6 +204,33 @@ class Table:
             removed=np.unique(np.concatenate(removed)) if removed else np.empty(0, np.int64),
         )  # fmt: skip
 
+    def image_of(self, ids: Ids) -> Image:
+        """What it holds of these distinct ids, for ``undo``: those that it does not know are ``removed``."""
+        self._settle()
+        places = np.empty(len(ids), np.int64)
+        kernels.locate(ids, self._new, places)
+        known = places[places >= 0]
+        own, refs, touched, seen_at = self._new
+        chosen = refs[known]
+        return Image(
+            spec=self.spec, since=EVERYTHING, clock=self.clock, ids=own[known],
+            counts=np.minimum(chosen, 1), touched=touched[known],
+            seen_at=seen_at[known] if len(seen_at) else seen_at.copy(),
+            rows=self._rows[chosen[chosen > 0] - 1], removed=ids[places < 0],
+        )  # fmt: skip
+
+    def undo(self, before: Image) -> None:
+        """Back to operation ``before.clock``. Since ``image_of`` gave it, none but its ids may have been pushed."""
+        self._settle()
+        kernels.take_away(before.removed, self._new, self._rows, self._state)
+        again = before.ids[before.counts < 0]  # of those that have got a row since
+        kernels.take_away(again, self._new, self._rows, self._state)
+        self._make_room(len(again))
+        self._settle()
+        values = (before.counts, before.touched, before.seen_at)
+        kernels.put(before.ids, values, before.rows, self._new, self._rows, self._state)
+        self.clock = before.clock
+
     def _touched_after(self, since: int) -> Ids:
         """The places of ids that were, in no order."""
         num_noted = int(self._state[MARKED])

@@ -1,0 +1,243 @@
+"""What becomes of pushes to tables, by consistency: when they are applied, and which reads may see them. No disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal.errors import ConfigError, Fault
+from shoal.tables.batches import distinct, sums
+from shoal.tables.book import Book, Verdict
+from shoal.tables.consistency import Async, Bounded, Consistency, Sync
+from shoal.tables.frame import Begin, Push
+from shoal.tables.image import Image
+from shoal.tables.table import Table
+
+Weights = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
+NOW = -1
+"""A read of the newest, whichever step that is."""
+
+
+class Applier(Protocol):
+    """Takes what was judged new, in order: the same in the same order gives the same bits."""
+
+    @property
+    def step(self) -> int:
+        """So many steps all lanes have done."""
+        ...
+
+    @property
+    def generation(self) -> int: ...
+
+    def judge(self, push: Push) -> Verdict:
+        """What becomes of it."""
+        ...
+
+    def take(self, push: Push) -> None:
+        """Apply a push that is new, now or when its step is complete."""
+        ...
+
+    def may_begin(self, begin: Begin) -> Verdict:
+        """Whether a generation may begin so: ``AMISS`` where the tables cannot stand at its base."""
+        ...
+
+    def begin(self, begin: Begin) -> None:
+        """Let a new generation begin."""
+        ...
+
+    def is_ready(self, step: int) -> bool:
+        """Whether a read for this step may be answered."""
+        ...
+
+    def pull(self, table: Table, ids: Ids, step: int) -> Weights:
+        """(n,) ids -> (n, dim) float32, as that step may see them. ``Fault`` for a step that is gone."""
+        ...
+
+    def withdraw(self) -> list[Push]:
+        """Take back what a generation may still take back; given to ``take`` again in order it is as before."""
+        ...
+
+    def record(self) -> dict[str, Any]:
+        """Where it stands, as JSON; after ``withdraw``."""
+        ...
+
+    def read(self, record: Mapping[str, Any]) -> None:
+        """Stand where ``record`` says."""
+        ...
+
+
+def applier_for(consistency: Consistency, tables: Mapping[str, Table], num_lanes: int) -> Applier:
+    """What carries a consistency out."""
+    match consistency:
+        case Sync():
+            return InStep(tables, num_lanes)
+        case Bounded(steps):
+            return AtOnce(tables, num_lanes, steps)
+        case Async():
+            return AtOnce(tables, num_lanes, None)
+
+
+class AtOnce:
+    """A push is applied as it comes. ``bound``: how many steps a read may be ahead of the lane that is furthest behind;
+    None: any."""
+
+    def __init__(self, tables: Mapping[str, Table], num_lanes: int, bound: int | None) -> None:
+        self._tables = tables
+        self._num_lanes = num_lanes
+        self._bound = bound
+        self.book = Book()
+
+    @property
+    def step(self) -> int:
+        return self.book.least(self._num_lanes)
+
+    @property
+    def generation(self) -> int:
+        return self.book.generation
+
+    def judge(self, push: Push) -> Verdict:
+        return self.book.judge(push.generation, push.lanes)
+
+    def take(self, push: Push) -> None:
+        for part in push.parts:
+            self._tables[part.table].push(part.ids, part.gradients, push.now_s)
+        self.book = self.book.after(push.generation, push.lanes)
+
+    def may_begin(self, begin: Begin) -> Verdict:
+        if begin.generation < self.generation:
+            return Verdict.ZOMBIE
+        return Verdict.KNOWN if begin.generation == self.generation else Verdict.NEW
+
+    def begin(self, begin: Begin) -> None:
+        self.book = self.book.begin(begin.generation)
+
+    def is_ready(self, step: int) -> bool:
+        return self._bound is None or self.step >= step - self._bound
+
+    def pull(self, table: Table, ids: Ids, step: int) -> Weights:
+        return table.pull(ids)
+
+    def withdraw(self) -> list[Push]:
+        return []
+
+    def record(self) -> dict[str, Any]:
+        return {"generation": self.generation, "cursors": {str(k): v for k, v in self.book.cursors.items()}}
+
+    def read(self, record: Mapping[str, Any]) -> None:
+        self.book = Book(record["generation"], {int(lane): done for lane, done in record["cursors"].items()})
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A step that was applied and may have to be taken back: its pushes, what there was before it, and what reads of
+    it see: ids in order, with their weights."""
+
+    pushes: Sequence[Push]
+    before: Mapping[str, Image]
+    weights: Mapping[str, tuple[Ids, Weights]]
+
+
+class InStep:
+    """A step's pushes are kept until all lanes' are there, and then summed and applied as one, in the order of lanes.
+
+    The step before the newest can still be read and be taken back: for a worker may need it to do again what another
+    one was lost with, and a generation may begin from there.
+    """
+
+    def __init__(self, tables: Mapping[str, Table], num_lanes: int) -> None:
+        self._tables = tables
+        self._num_lanes = num_lanes
+        self._stage: list[Push] = []
+        self._last: _Done | None = None
+        self.step = 0
+        self.generation = 0
+
+    def judge(self, push: Push) -> Verdict:
+        if push.generation < self.generation:
+            return Verdict.ZOMBIE
+        start = min((start for start, _ in push.lanes.values()), default=self.step)
+        if any(span != (start, start + 1) for span in push.lanes.values()) or start > self.step:
+            return Verdict.AMISS
+        if start < self.step:
+            return Verdict.KNOWN
+        staged = {lane for other in self._stage for lane in other.lanes}
+        if not staged & set(push.lanes):
+            return Verdict.NEW
+        return Verdict.KNOWN if set(push.lanes) <= staged else Verdict.AMISS
+
+    def take(self, push: Push) -> None:
+        self.generation = max(self.generation, push.generation)
+        self._stage.append(push)
+        if sum(len(other.lanes) for other in self._stage) == self._num_lanes:
+            self._apply(sorted(self._stage, key=lambda other: min(other.lanes)))
+
+    def _apply(self, pushes: list[Push]) -> None:
+        before, weights = {}, {}
+        now_s = max(push.now_s for push in pushes)
+        for name, table in self._tables.items():
+            parts = [part for push in pushes for part in push.parts if part.table == name]
+            if not parts:
+                continue
+            ids, inverse = distinct(np.concatenate([part.ids for part in parts]))
+            summed = sums(np.concatenate([part.gradients for part in parts]), inverse, len(ids))
+            before[name] = table.image_of(ids)
+            order = np.argsort(ids)
+            weights[name] = ids[order], table.pull(ids[order])
+            table.push(ids, summed, now_s)
+        self._last, self._stage = _Done(pushes, before, weights), []
+        self.step += 1
+
+    def may_begin(self, begin: Begin) -> Verdict:
+        if begin.generation < self.generation:
+            return Verdict.ZOMBIE
+        if begin.base == self.step - 1 and self._last is not None:
+            return Verdict.NEW
+        if begin.base != self.step:
+            return Verdict.AMISS
+        return Verdict.KNOWN if begin.generation == self.generation and not self._stage else Verdict.NEW
+
+    def begin(self, begin: Begin) -> None:
+        self.generation, self._stage = begin.generation, []
+        if begin.base < self.step:
+            self._undo()
+
+    def _undo(self) -> Sequence[Push]:
+        assert self._last is not None
+        for name, image in self._last.before.items():
+            self._tables[name].undo(image)
+        pushes, self._last = self._last.pushes, None
+        self.step -= 1
+        return pushes
+
+    def is_ready(self, step: int) -> bool:
+        return step <= self.step
+
+    def pull(self, table: Table, ids: Ids, step: int) -> Weights:
+        rows = table.pull(ids)
+        if step in (NOW, self.step):
+            return rows
+        if step != self.step - 1 or self._last is None:
+            raise Fault(f"step {step} cannot be read any more: the tables are at step {self.step}", step=step)
+        if table.spec.name in self._last.weights:
+            known, weights = self._last.weights[table.spec.name]
+            at = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+            own = known[at] == ids
+            rows[own] = weights[at[own]]
+        return rows
+
+    def withdraw(self) -> list[Push]:
+        staged, self._stage = self._stage, []
+        return [*(self._undo() if self._last is not None else ()), *staged]
+
+    def record(self) -> dict[str, Any]:
+        return {"generation": self.generation, "step": self.step}
+
+    def read(self, record: Mapping[str, Any]) -> None:
+        if "step" not in record:
+            raise ConfigError("what is kept is not of tables that take steps together")
+        self.generation, self.step = record["generation"], record["step"]

@@ -1,0 +1,41 @@
+"""How far workers may be apart: values that say when a read is answered, and when a push is applied."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shoal.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Sync:
+    """All lanes take a step together: what they push is summed and applied once all of it is there, and a read of a
+    step sees all steps before it and nothing of its own. The order in which pushes come makes no difference."""
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """Stale-synchronous (Ho et al. 2013, "More Effective Distributed ML via a Stale Synchronous Parallel Parameter
+    Server", section 3): a push is applied as it comes, and a read of step c waits until every lane has done c - ``steps``
+    steps."""
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise ConfigError(f"Bounded takes a number of steps from 0 on, not {self.steps}")
+
+
+@dataclass(frozen=True)
+class Async:
+    """A push is applied as it comes, and a read is answered at once (Dean et al. 2012, "Large Scale Distributed Deep
+    Networks", section 4.1). ``max_in_flight``: pushes that a worker may have sent and not seen acknowledged."""
+
+    max_in_flight: int = 1
+
+    def __post_init__(self) -> None:
+        if self.max_in_flight < 1:
+            raise ConfigError(f"Async takes max_in_flight from 1 on, not {self.max_in_flight}")
+
+
+Consistency = Sync | Bounded | Async

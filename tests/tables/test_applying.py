@@ -1,0 +1,175 @@
+"""Sync, Bounded and Async on tables alone: what a read sees, what is taken back, and that order makes no difference."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from shoal.errors import ConfigError, Fault
+from shoal.tables import Adagrad, Adam, TableSpec
+from shoal.tables.applying import NOW
+from shoal.tables.book import Verdict
+from shoal.tables.consistency import Async, Bounded, Sync
+from shoal.tables.frame import Begin, Part, Push
+from shoal.tables.journal import Journal, Keeping
+
+SPECS = (
+    TableSpec(name="a", dim=3, rule=Adam(lr=0.1), dtype="bfloat16", admit_after=2, expire_after_s=100),
+    TableSpec(name="b", dim=2, rule=Adagrad(lr=0.1)),
+)
+NUM_LANES = 4
+ALL = np.arange(40)
+
+
+def opened(folder, consistency=Sync()):  # noqa: B008
+    return Journal(folder, SPECS, Keeping(consistency=consistency, num_lanes=NUM_LANES, memory_bytes=1 << 22))
+
+
+def push_of(step, lane, generation=1):
+    random = np.random.default_rng([step, lane])
+    parts = []
+    for spec in SPECS:
+        ids = np.unique(random.integers(0, 40, 9))
+        parts.append(Part(spec.name, ids, random.standard_normal((len(ids), spec.dim), dtype=np.float32)))
+    return Push(generation, {lane: (step, step + 1)}, parts, now_s=step)
+
+
+def together(step, lanes, generation=1):
+    """Those of some lanes, as one."""
+    parts = [part for lane in lanes for part in push_of(step, lane).parts]
+    return Push(generation, {lane: (step, step + 1) for lane in lanes}, parts, now_s=step)
+
+
+def images(journal):
+    return {
+        name: [array.tolist() for array in table.image().by_id().arrays().values()] + [table.clock]
+        for name, table in journal.tables.items()
+    }
+
+
+def run(journal, steps, generation=1):
+    for step in steps:
+        for lane in range(NUM_LANES):
+            assert journal.push(push_of(step, lane, generation)) is Verdict.NEW
+
+
+def test_the_order_in_which_a_steps_pushes_come_makes_no_difference(tmp_path):
+    found = []
+    for number, order in enumerate(itertools.permutations(range(NUM_LANES))):
+        journal = opened(tmp_path / str(number))
+        for step in range(3):
+            for lane in order:
+                assert journal.push(push_of(step, lane)) is Verdict.NEW
+        found.append(images(journal))
+    assert all(other == found[0] for other in found)
+
+
+def test_a_step_is_seen_once_all_of_it_is_there_and_the_one_before_it_still(tmp_path):
+    journal = opened(tmp_path)
+    run(journal, range(2))
+    before = journal.pull("b", ALL, 2)
+    for lane in range(NUM_LANES - 1):
+        journal.push(push_of(2, lane))
+        assert not journal.applier.is_ready(3)
+        np.testing.assert_array_equal(journal.pull("b", ALL, 2), before)
+    journal.push(push_of(2, NUM_LANES - 1))
+    assert journal.applier.is_ready(3) and journal.applier.step == 3
+    after = journal.pull("b", ALL, 3)
+    assert not np.array_equal(after, before)
+    np.testing.assert_array_equal(journal.pull("b", ALL, NOW), after)
+    np.testing.assert_array_equal(journal.pull("b", ALL, 2), before)
+    np.testing.assert_array_equal(journal.pull("b", ALL[::-1], 2), before[::-1])
+    with pytest.raises(Fault, match="step 1 cannot be read any more: the tables are at step 3"):
+        journal.pull("b", ALL, 1)
+
+
+def test_a_push_of_lanes_that_are_there_in_part_is_amiss(tmp_path):
+    journal = opened(tmp_path)
+    assert journal.push(together(0, [0, 1])) is Verdict.NEW
+    assert journal.push(together(0, [1, 0])) is Verdict.KNOWN
+    assert journal.push(push_of(0, 1)) is Verdict.KNOWN
+    assert journal.push(together(0, [1, 2])) is Verdict.AMISS
+    assert journal.push(push_of(1, 2)) is Verdict.AMISS
+    assert journal.push(push_of(0, 2, generation=0)) is Verdict.ZOMBIE
+    assert journal.push(together(0, [2, 3])) is Verdict.NEW
+    assert journal.push(push_of(0, 2)) is Verdict.KNOWN
+    assert journal.applier.step == 1
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["", "opened again"])
+@pytest.mark.parametrize("base", [4, 5])
+def test_a_generation_begins_where_the_others_are_and_what_was_begun_is_done_again(tmp_path, base, again):
+    calm = opened(tmp_path / "calm")
+    run(calm, range(8))
+    journal = opened(tmp_path / "other")
+    run(journal, range(5))
+    journal.push(push_of(5, 2))
+    if again:
+        journal.snapshot()
+        journal.push(push_of(5, 0))
+        journal.close()
+        journal = opened(tmp_path / "other")
+    assert journal.begin(Begin(2, base)) is Verdict.NEW
+    assert journal.begin(Begin(2, base)) is Verdict.KNOWN
+    assert journal.begin(Begin(1, base)) is Verdict.ZOMBIE
+    assert journal.push(push_of(base, 2)) is Verdict.ZOMBIE
+    assert journal.applier.step == base
+    if again:
+        journal.close()
+        journal = opened(tmp_path / "other")
+        assert (journal.applier.step, journal.applier.generation) == (base, 2)
+    run(journal, range(base, 8), generation=2)
+    assert images(journal) == images(calm)
+
+
+@pytest.mark.parametrize("base", [2, 4, 9])
+def test_a_generation_cannot_begin_where_the_tables_cannot_be(tmp_path, base):
+    journal = opened(tmp_path)
+    run(journal, range(3))
+    journal.begin(Begin(2, 2))
+    assert journal.begin(Begin(3, base)) is (Verdict.NEW if base == 2 else Verdict.AMISS)
+    assert journal.begin(Begin(4, 1)) is Verdict.AMISS
+
+
+def test_a_snapshot_in_the_middle_of_a_step_changes_nothing(tmp_path):
+    calm = opened(tmp_path / "calm")
+    run(calm, range(6))
+    journal = opened(tmp_path / "other")
+    for step in range(6):
+        for lane in range(NUM_LANES):
+            journal.push(push_of(step, lane))
+            if (step + lane) % 3 == 0:
+                journal.snapshot()
+            if (step + lane) % 4 == 0:
+                journal.close()
+                journal = opened(tmp_path / "other")
+    assert images(journal) == images(calm)
+
+
+def test_bounded_answers_no_read_that_is_ahead_of_the_slowest_lane_by_more(tmp_path):
+    journal = opened(tmp_path, Bounded(2))
+    assert [journal.applier.is_ready(step) for step in (0, 2, 3)] == [True, True, False]
+    for lane in range(NUM_LANES - 1):
+        for step in range(3):
+            journal.push(push_of(step, lane))
+    assert not journal.applier.is_ready(3)
+    journal.push(push_of(0, NUM_LANES - 1))
+    assert [journal.applier.is_ready(step) for step in (3, 4)] == [True, False]
+    assert journal.applier.step == 1
+
+
+def test_async_answers_at_once_and_applies_at_once(tmp_path):
+    journal = opened(tmp_path, Async())
+    before = journal.pull("b", ALL, 900)
+    journal.push(push_of(0, 3))
+    assert not np.array_equal(journal.pull("b", ALL, 900), before)
+    assert journal.begin(Begin(2, 0)) is Verdict.NEW
+    assert journal.push(push_of(1, 3)) is Verdict.ZOMBIE
+
+
+@pytest.mark.parametrize(("make", "message"), [(lambda: Bounded(-1), "from 0 on"), (lambda: Async(0), "from 1 on")])
+def test_what_cannot_be_is_refused(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
