@@ -50,11 +50,11 @@ class Setting:
         )  # fmt: skip
 
 
-def local(every: int, codec: Codec, *, overlap: int = 0, momentum: float = 0.8) -> Setting:
+def local(every: int, codec: Codec, *, overlap: int = 0, momentum: float = 0.85) -> Setting:
     """Momentum is the outer optimizer's here: that of each worker by itself would carry it away from the others."""
     outer = shoal.Nesterov(lr=1.0, momentum=momentum)
     strategy = shoal.DiLoCo(sync_every_steps=every, outer=outer, codec=codec, overlap_steps=overlap)
-    return Setting(strategy=strategy, learning_rate=0.2, momentum=0.0)
+    return Setting(strategy=strategy, learning_rate=0.13, momentum=0.0)
 
 
 SETTINGS: Mapping[str, Setting] = {

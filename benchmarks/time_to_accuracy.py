@@ -41,7 +41,7 @@ TASK: Mapping[str, Any] = {
 }  # fmt: skip
 OTHERS = tuple(name for name in SETTINGS if name not in (BEST, "allreduce_fp32"))
 HOOKS = ("ddp", "ddp_fp16")
-SEEDS = (0, 1)
+SEEDS = (0, 1, 2)
 QUICK_TARGET, QUICK_STEPS, QUICK_EVERY_STEPS = 0.84, 240, 40
 EVALUATE_FROM = STEPS // 2
 """DDP is not there before half of the schedule, and spares itself the evaluations."""

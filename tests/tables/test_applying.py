@@ -39,7 +39,7 @@ def push_of(step, lane, generation=1):
 def together(step, lanes, generation=1):
     """Those of some lanes, as one."""
     parts = [part for lane in lanes for part in push_of(step, lane).parts]
-    return Push(generation, {lane: (step, step + 1) for lane in lanes}, parts, now_s=step)
+    return Push(generation, dict.fromkeys(lanes, (step, step + 1)), parts, now_s=step)
 
 
 def images(journal):

@@ -24,8 +24,22 @@ _NUMBER = struct.Struct("<Q")
 _RECONNECT_MS = 20
 _AGAIN_S = 2.0
 _TICK_S = 0.05
-_COPIED_BELOW = 1 << 14
+_COPIED_BELOW = 1 << 17
+_PIECE_BYTES = 1 << 19
 _IO_THREADS = 2
+_MORE, _LAST = int(zmq.SNDMORE | zmq.DONTWAIT), int(zmq.DONTWAIT)
+_DONTWAIT, _POLLIN = int(zmq.DONTWAIT), int(zmq.POLLIN)
+
+
+def pieces(body: Frame) -> list[Frame]:
+    """A body as frames: while one is encrypted, the one before it travels, and the one before that is decrypted."""
+    view = memoryview(body)
+    return [view[at : at + _PIECE_BYTES] for at in range(0, max(1, len(view)), _PIECE_BYTES)]
+
+
+def joined(frames: Sequence[Frame]) -> bytes:
+    """The body that came as these."""
+    return b"".join(frames)
 
 
 @dataclass(frozen=True)
@@ -62,12 +76,12 @@ class Answerer:
         """The next question, or None if none comes in time."""
         if not self._socket.poll(max(0, int(timeout_s * 1000))):
             return None
-        peer, number, *frames = self._socket.recv_multipart(copy=False)
-        return Question(bytes(peer.buffer), bytes(number.buffer), [frame.buffer for frame in frames])
+        peer, first, *frames = [frame.buffer for frame in self._socket.recv_multipart(copy=False)]
+        return Question(bytes(peer), bytes(first[: _NUMBER.size]), [first[_NUMBER.size :], *frames])
 
-    def answer(self, question: Question, *frames: Frame) -> None:
+    def answer(self, question: Question, head: bytes, *frames: Frame) -> None:
         """One for a caller that is gone is dropped."""
-        _send(self._socket, [question.peer, question.number], frames)
+        _send(self._socket, (question.peer, question.number + head, *frames))
 
     def close(self) -> None:
         self._socket.close()
@@ -79,6 +93,7 @@ class Answerer:
 @dataclass
 class _Open:
     to: str
+    head: bytes
     frames: Sequence[Frame]
     asked_at_s: float
 
@@ -97,6 +112,7 @@ class Calls:
         self._open: dict[int, _Open] = {}
         self._answers: dict[int, list[memoryview]] = {}
         self._met: set[str] = set()
+        self._looked_at_s = 0.0
         for name, address in addresses.items():
             self.meet(name, address)
 
@@ -120,24 +136,22 @@ class Calls:
             raise ConfigError(f"cannot call {address!r}: {error}; an address reads HOST:PORT") from error
         self._addresses[name], self._sockets[name], self._monitors[name] = address, socket, monitor
         self._poller.register(socket, zmq.POLLIN)
-        self._poller.register(monitor, zmq.POLLIN)
         self._ask_again(name)
 
     def part(self, name: str) -> None:
         """Hang up. What is open there stays open."""
         socket, monitor = self._sockets.pop(name), self._monitors.pop(name)
         self._poller.unregister(socket)
-        self._poller.unregister(monitor)
         socket.disable_monitor()
         monitor.close(linger=0)
         socket.close()
         del self._addresses[name]
         self._met.discard(name)
 
-    def ask(self, to: str, *frames: Frame) -> int:
+    def ask(self, to: str, head: bytes, *frames: Frame) -> int:
         """Send a question: its number, for ``wait``."""
         self._last += 1
-        self._open[self._last] = _Open(to, frames, time.monotonic())
+        self._open[self._last] = _Open(to, head, frames, time.monotonic())
         self._send(self._last)
         return self._last
 
@@ -164,11 +178,12 @@ class Calls:
             self._answers.pop(number, None)
 
     def _turn(self, timeout_s: float) -> None:
-        ready = dict(self._poller.poll(max(0, round(timeout_s * 1000))))
-        for name, socket in list(self._sockets.items()):
-            if socket in ready:
-                self._receive(socket)
-            if self._monitors[name] in ready:
+        ready = self._poller.poll(max(0, round(timeout_s * 1000)))
+        for socket, _ in ready:
+            self._receive(socket)
+        if not ready or time.monotonic() > self._looked_at_s + _TICK_S:
+            self._looked_at_s = time.monotonic()
+            for name in list(self._monitors):
                 self._look_at(name)
         if not ready and self._open:
             late_s = time.monotonic() - _AGAIN_S
@@ -177,14 +192,11 @@ class Calls:
                     self._send(number)
 
     def _receive(self, socket: zmq.Socket[bytes]) -> None:
-        while True:
-            try:
-                number, *frames = socket.recv_multipart(zmq.DONTWAIT, copy=False)
-            except zmq.Again:
-                return
-            known = _NUMBER.unpack(number.buffer)[0]
-            if self._open.pop(known, None) is not None:
-                self._answers[known] = [frame.buffer for frame in frames]
+        while socket.getsockopt(zmq.EVENTS) & _POLLIN:  # type: ignore[operator]
+            first, *frames = [frame.buffer for frame in socket.recv_multipart(_DONTWAIT, copy=False)]
+            (number,) = _NUMBER.unpack_from(first)
+            if self._open.pop(number, None) is not None:
+                self._answers[number] = [first[_NUMBER.size :], *frames]
 
     def _look_at(self, name: str) -> None:
         """A server that was met before has lost what was under way to it, or has been replaced."""
@@ -203,7 +215,7 @@ class Calls:
         entry = self._open[number]
         entry.asked_at_s = time.monotonic()
         if entry.to in self._sockets:
-            _send(self._sockets[entry.to], [_NUMBER.pack(number)], entry.frames)
+            _send(self._sockets[entry.to], (_NUMBER.pack(number) + entry.head, *entry.frames))
 
     def close(self) -> None:
         for name in list(self._sockets):
@@ -211,11 +223,10 @@ class Calls:
         self._context.term()
 
 
-def _send(socket: zmq.Socket[bytes], head: list[Frame], frames: Sequence[Frame]) -> None:
-    parts = [*head, *frames]
-    for position, part in enumerate(parts):
-        more = zmq.SNDMORE if position < len(parts) - 1 else 0
-        try:
-            socket.send(part, more | zmq.DONTWAIT, copy=len(part) < _COPIED_BELOW)
-        except zmq.Again:  # nobody has been there for long: it is asked again
-            return
+def _send(socket: zmq.Socket[bytes], frames: Sequence[Frame]) -> None:
+    try:
+        for frame in frames[:-1]:
+            socket.send(frame, _MORE, copy=len(frame) < _COPIED_BELOW)
+        socket.send(frames[-1], _LAST, copy=len(frames[-1]) < _COPIED_BELOW)
+    except zmq.Again:  # nobody has been there for long: it is asked again
+        return

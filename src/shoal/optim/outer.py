@@ -22,8 +22,11 @@ class Outer(Protocol):
         """The state before the first update of ``parameters`` (n,)."""
         ...
 
-    def update(self, parameters: Tensor, gradient: Tensor, state: State) -> tuple[Tensor, State]:
-        """The next parameters (n,) and state, from the outer gradient (n,)."""
+    def update(
+        self, parameters: Tensor, gradient: Tensor, state: State, rate_change: float = 1.0
+    ) -> tuple[Tensor, State]:
+        """The next parameters (n,) and state, from the outer gradient (n,). ``rate_change``: the learning rate of this
+        round's local steps over that of as many steps before them."""
         ...
 
 
@@ -39,7 +42,9 @@ class Plain:
     def init(self, parameters: Tensor) -> State:
         return ()
 
-    def update(self, parameters: Tensor, gradient: Tensor, state: State) -> tuple[Tensor, State]:
+    def update(
+        self, parameters: Tensor, gradient: Tensor, state: State, rate_change: float = 1.0
+    ) -> tuple[Tensor, State]:
         return torch.sub(parameters, gradient, alpha=self.lr), ()
 
 
@@ -48,7 +53,9 @@ class Nesterov:
     """Nesterov momentum: buffer' = momentum * buffer + g; parameters' = parameters - lr * (g + momentum * buffer').
 
     DiLoCo's outer optimizer (Douillard et al. 2023, arXiv:2311.08105, Algorithm 1 and section 3), in torch's form of
-    Sutskever et al. 2013. Those defaults are the paper's.
+    Sutskever et al. 2013. Those defaults are the paper's. Deviation: what earlier rounds moved by is scaled as the
+    learning rate of the local steps has changed since (SlowMo, Wang et al. 2019, arXiv:1910.00643, Algorithm 1): else a
+    falling rate ends with momentum from rounds whose rate was higher.
     """
 
     lr: float = 0.7
@@ -62,8 +69,10 @@ class Nesterov:
     def init(self, parameters: Tensor) -> State:
         return (torch.zeros_like(parameters),)
 
-    def update(self, parameters: Tensor, gradient: Tensor, state: State) -> tuple[Tensor, State]:
-        buffer = torch.add(gradient, state[0], alpha=self.momentum)
+    def update(
+        self, parameters: Tensor, gradient: Tensor, state: State, rate_change: float = 1.0
+    ) -> tuple[Tensor, State]:
+        buffer = torch.add(gradient, state[0], alpha=self.momentum * rate_change)
         step = torch.add(gradient, buffer, alpha=self.momentum)
         return torch.sub(parameters, step, alpha=self.lr), (buffer,)
 

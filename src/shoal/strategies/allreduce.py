@@ -227,7 +227,7 @@ class Reducer:
         """``version`` is committed: keep what its exchange left to be sent."""
         self.memories.commit(version)
 
-    def apply(self, agreed: Agreed, update: Callable[[], None]) -> None:
+    def apply(self, agreed: Agreed, update: Callable[[], None], rate_change: float = 1.0) -> None:
         """Commit: make the agreed gradients the parameters', call ``update`` (the optimizer), take the buffers."""
         if self._sets:
             for bucket in self._holding(agreed):

@@ -127,12 +127,12 @@ class Rounds:
         """``version`` is committed: keep what its exchange left to be sent."""
         self.memories.commit(version)
 
-    def apply(self, agreed: Agreed, update: Callable[[], None]) -> None:
+    def apply(self, agreed: Agreed, update: Callable[[], None], rate_change: float = 1.0) -> None:
         """Commit: an outer step. What the worker has computed since the round ended is kept, on top of it."""
         flight, self._flight = self._flight, None
         own = flight is not None and agreed.gradients[0] is flight.sums[0]
         for number, (layout, gradient) in enumerate(zip(self._layouts, agreed.gradients, strict=True)):
-            anchor, state = self._outer.update(self._anchors[number], gradient, self._states[number])
+            anchor, state = self._outer.update(self._anchors[number], gradient, self._states[number], rate_change)
             if own and flight is not None and flight.end:
                 _add(layout, flight.end.parameters[number].neg_().add_(anchor))
             else:

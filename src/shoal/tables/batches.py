@@ -99,7 +99,9 @@ def halved(rows: Any) -> Any:
     for i in range(rows.shape[0]):
         for j in range(rows.shape[1]):
             word = words[i, j]
-            out[i, j] = np.uint16((word + np.uint32(0x7FFF) + ((word >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+            out[i, j] = np.uint16(
+                (word + np.uint32(0x7FFF) + ((word >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+            )
     return out
 
 

@@ -46,23 +46,23 @@ class BucketMap:
         owner_of = tuple(index if bucket in chosen else owner for bucket, owner in enumerate(self.owner_of))
         return BucketMap(self.epoch + 1, shards, owner_of)
 
-    def moves_for(self, shards: Sequence[str], load: Mapping[int, float] | None = None) -> dict[str, dict[str, list[int]]]:
+    def moves_for(
+        self, shards: Sequence[str], load: Mapping[int, float] | None = None
+    ) -> dict[str, dict[str, list[int]]]:
         """What must move, from whom to whom, for these shards alone to have all, evenly: by ``load`` of each bucket,
         or else by number. Buckets of a shard that stays move only where it has too much."""
         weight = np.ones(NUM_BUCKETS) if load is None else np.array([load.get(b, 0.0) for b in range(NUM_BUCKETS)])
         weight = weight + weight.sum() / NUM_BUCKETS / 100 + 1e-12  # buckets that nobody asks for count a little
-        fair = float(weight.sum()) / len(shards)
         own = {shard: float(weight[self.buckets(shard)].sum()) if shard in self.shards else 0.0 for shard in shards}
+        fair, slack = float(weight.sum()) / len(shards), float(weight.mean()) / 2
         moves: dict[str, dict[str, list[int]]] = {}
-        for source in self.shards:
-            have = sorted(self.buckets(source), key=lambda bucket: (-weight[bucket], bucket))
-            for bucket in have:
-                to = min(shards, key=lambda shard: (own[shard], shard))
-                cost = float(weight[bucket])
-                if source in own and (own[source] - cost < fair - cost / 2 or own[to] + cost > own[source] - cost + cost / 2):
-                    continue
-                own[to] += cost
+        for source in sorted(self.shards, key=lambda shard: shard in own):  # those that leave come first
+            for bucket in sorted(self.buckets(source), key=lambda bucket: (-weight[bucket], bucket)):
+                to, cost = min(shards, key=lambda shard: (own[shard], shard)), float(weight[bucket])
                 if source in own:
+                    if own[source] - cost < max(own[to], fair - slack) or own[to] + cost > fair + slack:
+                        continue
                     own[source] -= cost
+                own[to] += cost
                 moves.setdefault(source, {}).setdefault(to, []).append(bucket)
         return moves

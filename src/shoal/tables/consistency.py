@@ -16,8 +16,8 @@ class Sync:
 @dataclass(frozen=True)
 class Bounded:
     """Stale-synchronous (Ho et al. 2013, "More Effective Distributed ML via a Stale Synchronous Parallel Parameter
-    Server", section 3): a push is applied as it comes, and a read of step c waits until every lane has done c - ``steps``
-    steps."""
+    Server", section 3): a push is applied as it comes, and a read of step c waits until every lane has done c -
+    ``steps`` steps."""
 
     steps: int
 

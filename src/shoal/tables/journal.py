@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,7 +37,7 @@ class Keeping:
     that is killed loses nothing; ``snapshot`` loses what came after the last one. ``num_lanes``: of the job that
     pushes. ``memory_bytes``: the budget of each table; None: half of the machine's."""
 
-    consistency: Consistency = Async()
+    consistency: Consistency = field(default_factory=Async)
     num_lanes: int = 1
     durability: Durability = "log"
     memory_bytes: int | None = None
@@ -119,6 +119,11 @@ class Journal:
         return self.tables[name]
 
     # What is kept
+
+    @property
+    def num_bytes(self) -> int:
+        """How much the tables take."""
+        return sum(table.stats.num_bytes for table in self.tables.values())
 
     @property
     def log_bytes(self) -> int:

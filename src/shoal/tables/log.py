@@ -1,18 +1,19 @@
 """A write-ahead log: what was acknowledged is on the disk, whatever happens to the process.
 
-A file of records: length and CRC-32 of the body (little-endian uint32 each), then the body. A record counts once it is
-whole and its sum is right; what a crash has torn is cut off when the log is opened again, and reported.
+A file of records: length (little-endian uint32) and XXH3-64 (uint64) of the body, then the body. A record counts once it
+is whole and its sum is right; what a crash has torn is cut off when the log is opened again, and reported.
 """
 
 from __future__ import annotations
 
 import os
 import struct
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+
+import xxhash
 
 from shoal.errors import ConfigError, StoreFault
 
@@ -20,7 +21,7 @@ MAGIC = b"shoal log 1\n"
 MOST_BYTES = 1 << 30
 """Of a record's body."""
 
-_HEAD = struct.Struct("<II")
+_HEAD = struct.Struct("<IQ")
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,10 @@ class Log:
         length = sum(len(part) for part in parts)
         if not 0 < length <= MOST_BYTES:
             raise ConfigError(f"a record of a log has from 1 to {MOST_BYTES} bytes, not {length}")
-        crc = 0
+        check = xxhash.xxh3_64()
         for part in parts:
-            crc = zlib.crc32(part, crc)
-        self._write([_HEAD.pack(length, crc), *parts])
+            check.update(part)
+        self._write([_HEAD.pack(length, check.intdigest()), *parts])
 
     def _write(self, parts: list[bytes | memoryview]) -> None:
         left = sum(len(part) for part in parts)
@@ -131,12 +132,12 @@ def _records(fd: int, size: int) -> Iterator[tuple[bytes | None, int, str]]:
         if len(head) < _HEAD.size:
             yield None, at, "it ends within a record's head"
             return
-        length, crc = _HEAD.unpack(head)
+        length, check = _HEAD.unpack(head)
         body = os.pread(fd, length, at + _HEAD.size) if 0 < length <= min(MOST_BYTES, size - at) else b""
         if len(body) < max(1, length):
             yield None, at, "it ends within a record"
             return
-        if zlib.crc32(body) != crc:
+        if xxhash.xxh3_64_intdigest(body) != check:
             yield None, at, "a record's sum is wrong"
             return
         at += _HEAD.size + length

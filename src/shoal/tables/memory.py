@@ -31,7 +31,7 @@ def release(array: npt.NDArray[Any], num_entries: int) -> None:
     base: Any = array
     while isinstance(base, np.ndarray):
         base = base.base
-    room = base.obj if isinstance(base, memoryview) else base
+    room: Any = base.obj if isinstance(base, memoryview) else base
     num_bytes = num_entries * array.strides[0] // mmap.PAGESIZE * mmap.PAGESIZE
     if num_bytes and hasattr(mmap, "MADV_DONTNEED"):
         room.madvise(mmap.MADV_DONTNEED, 0, num_bytes)

@@ -100,7 +100,7 @@ class Replica:
     def commit(self, done: Round) -> None:
         """Take the round that the members agreed on. Nothing in it waits or fails for another's sake."""
         self._pristine = False
-        self.session.apply(done.agreed, lambda: self.update(self.step))
+        self.session.apply(done.agreed, lambda: self.update(self.step), self._rate_change(self.step, done.version))
         self.ledger = self.ledger + done.roll.ledger
         self.lagging = done.lagging_after(self.step, self.lagging)
         self.step = done.version
@@ -116,6 +116,14 @@ class Replica:
         if self.job.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._parameters, self.job.clip_norm)
         self.optimizer.step()
+
+    def _rate_change(self, base: int, version: int) -> float:
+        """The learning rate from ``base`` to ``version`` over that of as many steps before."""
+        schedule, num_steps = self.job.schedule, version - base
+        if schedule is None or base < num_steps:
+            return 1.0
+        before = sum(map(schedule, range(base - num_steps, base)))
+        return sum(map(schedule, range(base, version))) / before if before > 0 else 1.0
 
     def committed(self) -> AbstractContextManager[None]:
         """Within this the model is that of the version, whatever has been computed since."""

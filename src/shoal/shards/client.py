@@ -1,0 +1,246 @@
+"""A worker's side: which shard has which id, one frame a shard, many questions open."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from shoal import errors
+from shoal.comm.calls import Calls, Frame, joined, pieces
+from shoal.comm.keys import JobKey
+from shoal.errors import Bug, ConfigError, Fault, LinkFault, ShoalError
+from shoal.shards import messages as msg
+from shoal.tables import TableSpec
+from shoal.tables.applying import NOW
+from shoal.tables.batches import by_owner, doubled
+from shoal.tables.book import Span, Verdict
+from shoal.tables.buckets import BucketMap
+from shoal.tables.frame import Part, Push
+
+Ids = npt.NDArray[np.int64]
+Weights = npt.NDArray[np.float32]
+
+_DECODER = msgspec.msgpack.Decoder(msg.Answer)
+_ENCODER = msgspec.msgpack.Encoder()
+_MOST_MAPS = 50
+
+
+class NotThisMap(Fault):
+    """The map of buckets has changed: the question is to be asked again, by the new one."""
+
+
+@dataclass
+class Pulling:
+    """A pull that was asked and not answered: ``Client.rows`` waits for it."""
+
+    table: str
+    ids: Ids
+    step: int
+    tickets: dict[str, int]
+    order: npt.NDArray[np.int32] | None
+    starts: npt.NDArray[np.int64]
+
+
+@dataclass
+class Pushing:
+    """A push that was sent and not acknowledged: ``Client.settle`` waits for it."""
+
+    push: Push
+    tickets: dict[str, int]
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+
+
+class Client:
+    """Asks the shards of a map; one thread. ``patience_s``: how long a shard may be away. ``half``: rows travel as
+    bfloat16. Ids of a pull or of a push's part are distinct: see ``tables.batches``."""
+
+    def __init__(
+        self, key: JobKey | None, buckets: BucketMap, addresses: Mapping[str, str], *, worker: str = "",
+        patience_s: float = 30.0, half: bool = False,
+    ) -> None:  # fmt: skip
+        self.buckets = buckets
+        self.worker = worker
+        self.staleness: Counter[int] = Counter()
+        """How many pulls were how many steps stale."""
+        self._calls = Calls(key, addresses)
+        self._patience_s = patience_s
+        self._half = half
+        self._dims: dict[str, int] = {}
+
+    def meet(self, shard: str, address: str) -> None:
+        """A shard is found there from now on."""
+        self._calls.meet(shard, address)
+
+    def open(self, specs: Sequence[TableSpec]) -> None:
+        """Have these tables be there. ``ConfigError`` if others of these names are."""
+        self._ask_all(msg.Open([spec.record() for spec in specs]))
+        self._dims |= {spec.name: spec.dim for spec in specs}
+
+    def begin(self, generation: int, base: int = 0) -> None:
+        """Have a generation begin on all shards. ``Fault`` if it is over, or a shard cannot stand at ``base``."""
+        for shard, answer in self._ask_all(msg.Begin(generation, base)).items():
+            verdict = Verdict(_as(answer, msg.Taken).verdict)
+            if verdict is Verdict.ZOMBIE:
+                raise Fault(f"generation {generation} is over: shard {shard} is beyond it", generation=generation)
+            if verdict is Verdict.AMISS:
+                raise Fault(f"shard {shard} cannot stand at step {base}", generation=generation, step=base)
+
+    def store(self) -> None:
+        """Have every shard keep all that it has."""
+        self._ask_all(msg.Store())
+
+    def standings(self) -> dict[str, msg.Standing]:
+        """How each shard stands."""
+        return {shard: _as(answer, msg.Standing) for shard, answer in self._ask_all(msg.Ask()).items()}
+
+    # Pulls
+
+    def pull(self, table: str, ids: Ids, step: int = NOW) -> Weights:
+        """(n,) ids -> (n, dim) float32."""
+        return self.rows(self.ask(table, ids, step))
+
+    def ask(self, table: str, ids: Ids, step: int = NOW) -> Pulling:
+        """Begin to pull."""
+        if table not in self._dims:
+            raise ConfigError(f"there is no table {table!r}; there are {', '.join(self._dims) or 'none'}")
+        order, starts = self._routed(ids)
+        pulling = Pulling(table, ids, step, {}, order, starts)
+        head = _ENCODER.encode(msg.Pull(self.buckets.epoch, table, step, self._half))
+        chosen = ids if order is None else ids[order]
+        for index, shard in enumerate(self.buckets.shards):
+            own = chosen[starts[index] : starts[index + 1]]
+            if len(own):
+                pulling.tickets[shard] = self._calls.ask(shard, head, *pieces(_bytes(own)))
+        return pulling
+
+    def _routed(self, ids: Ids) -> tuple[npt.NDArray[np.int32] | None, npt.NDArray[np.int64]]:
+        if len(self.buckets.shards) == 1:
+            return None, np.array([0, len(ids)])
+        order, starts = by_owner(ids, self.buckets.owners, len(self.buckets.shards))
+        return order, starts
+
+    def rows(self, pulling: Pulling) -> Weights:
+        """What a pull has come to. ``LinkFault`` if a shard stays away, ``Fault`` for a step that is gone."""
+        for _ in range(_MOST_MAPS):
+            try:
+                return self._rows(pulling)
+            except NotThisMap:
+                pulling = self.ask(pulling.table, pulling.ids, pulling.step)
+        raise Bug("the map of buckets changes faster than it can be followed")
+
+    def _rows(self, pulling: Pulling) -> Weights:
+        dim, staleness = self._dims[pulling.table], 0
+        out = np.empty((len(pulling.ids) if pulling.order is not None else 0, dim), np.float32)
+        for shard, ticket in pulling.tickets.items():
+            head, *frames = self._wait(ticket)
+            answer = self._checked(head, pulling.tickets.values())
+            rows = _as(answer, msg.Rows)
+            staleness = max(staleness, rows.staleness)
+            raw = np.frombuffer(joined(frames), np.uint16 if rows.half else np.float32).reshape(-1, dim)
+            values = doubled(raw) if rows.half else raw
+            if pulling.order is None:
+                out = values
+            else:
+                index = self.buckets.shards.index(shard)
+                out[pulling.order[pulling.starts[index] : pulling.starts[index + 1]]] = values
+        self.staleness[staleness] += 1
+        return out
+
+    # Pushes
+
+    def send(self, push: Push) -> Pushing:
+        """Send a push: every shard is sent its part of it, be it empty, so that all know what is done."""
+        pushing = Pushing(push, {})
+        self._send(pushing)
+        return pushing
+
+    def _send(self, pushing: Pushing) -> None:
+        push, head = pushing.push, _ENCODER.encode(msg.Push(self.buckets.epoch, self.worker))
+        parts: list[list[Part]] = [[] for _ in self.buckets.shards]
+        for part in push.parts:
+            order, starts = self._routed(part.ids)
+            ids, gradients = (part.ids, part.gradients) if order is None else (part.ids[order], part.gradients[order])
+            for index, own in enumerate(parts):
+                of = slice(int(starts[index]), int(starts[index + 1]))
+                own.append(Part(part.table, ids[of], gradients[of]))
+        for shard, own in zip(self.buckets.shards, parts, strict=True):
+            body = b"".join(Push(push.generation, push.lanes, own, push.now_s).encode())
+            pushing.tickets[shard] = self._calls.ask(shard, head, *pieces(body))
+
+    def settle(self, pushing: Pushing) -> set[Verdict]:
+        """Wait until all shards have acknowledged a push: what they found it to be. ``Fault`` for a zombie's and for one
+        that does not continue its lanes; ``Diverged`` and ``ConfigError`` for one that cannot be applied."""
+        for _ in range(_MOST_MAPS):
+            try:
+                return self._settle(pushing)
+            except NotThisMap:
+                self._send(pushing)
+        raise Bug("the map of buckets changes faster than it can be followed")
+
+    def _settle(self, pushing: Pushing) -> set[Verdict]:
+        found: set[Verdict] = set()
+        for shard, ticket in pushing.tickets.items():
+            answer = self._checked(self._wait(ticket)[0], pushing.tickets.values())
+            verdict = Verdict(_as(answer, msg.Taken).verdict)
+            if verdict is Verdict.ZOMBIE:
+                number = pushing.push.generation
+                raise Fault(f"generation {number} is over: shard {shard} is beyond it", generation=number)
+            if verdict is Verdict.AMISS:
+                raise Fault(f"a push of {_spans(pushing.push.lanes)} does not continue what shard {shard} has of them")
+            found.add(verdict)
+        return found
+
+    # Asking
+
+    def _ask_all(self, message: msg.Question) -> dict[str, msg.Answer]:
+        head = _ENCODER.encode(message)
+        tickets = {shard: self._calls.ask(shard, head) for shard in self.buckets.shards}
+        return {
+            shard: self._checked(self._wait(ticket)[0], tickets.values()) for shard, ticket in tickets.items()
+        }  # fmt: skip
+
+    def _wait(self, ticket: int) -> Sequence[memoryview]:
+        return self._calls.wait(ticket, self._patience_s)
+
+    def _checked(self, head: memoryview, tickets: Any) -> msg.Answer:
+        answer: msg.Answer = _DECODER.decode(head)
+        if isinstance(answer, msg.Refused):
+            self._calls.forget(tickets)
+            raise _error(answer)
+        if isinstance(answer, msg.Moved):
+            self._calls.forget(tickets)
+            if answer.epoch > self.buckets.epoch:
+                owners = np.frombuffer(answer.owner_of, np.int16).tolist()
+                self.buckets = BucketMap(answer.epoch, tuple(answer.shards), tuple(owners))
+            raise NotThisMap("the map of buckets has changed")
+        return answer
+
+    def close(self) -> None:
+        self._calls.close()
+
+
+def _error(refused: msg.Refused) -> ShoalError:
+    kind = getattr(errors, refused.kind, None)
+    if isinstance(kind, type) and issubclass(kind, ShoalError):
+        return kind(refused.reason)
+    return LinkFault(f"{refused.kind}: {refused.reason}")
+
+
+def _as(answer: msg.Answer, kind: type[Any]) -> Any:
+    if not isinstance(answer, kind):
+        raise Bug(f"a shard was to answer with {kind.__name__} and answered with {type(answer).__name__}")
+    return answer
+
+
+def _bytes(array: npt.NDArray[Any]) -> Frame:
+    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+
+
+def _spans(lanes: Mapping[int, Span]) -> str:
+    return ", ".join(f"lane {lane} from step {start} to {stop}" for lane, (start, stop) in sorted(lanes.items()))

@@ -1,0 +1,141 @@
+"""``python -m shoal.shards.process``: a shard as a process of its own.
+
+What it is to be comes as a JSON line on its input; it says where it listens in another, and ends when its input does.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import msgspec
+
+from shoal.comm.keys import JobKey
+from shoal.errors import ConfigError, ShoalError
+from shoal.tables.buckets import BucketMap
+from shoal.tables.consistency import Async, Bounded, Consistency, Sync
+from shoal.tables.journal import Durability, Keeping
+
+_START_S = 60.0
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """What a shard is to be. ``key_path`` "": without encryption. ``consistency``: as ``parse`` reads it."""
+
+    name: str
+    folder: str
+    shards: list[str]
+    consistency: str = "async"
+    num_lanes: int = 1
+    durability: Durability = "log"
+    memory_bytes: int | None = None
+    host: str = "127.0.0.1"
+    port: int = 0
+    key_path: str = ""
+
+    def keeping(self) -> Keeping:
+        return Keeping(
+            consistency=parse(self.consistency), num_lanes=self.num_lanes, durability=self.durability,
+            memory_bytes=self.memory_bytes,
+        )  # fmt: skip
+
+
+def parse(text: str) -> Consistency:
+    """``sync``, ``async`` or ``bounded:N``."""
+    kind, _, number = text.partition(":")
+    if kind == "bounded" and number.isdecimal():
+        return Bounded(int(number))
+    if text in ("sync", "async"):
+        return Sync() if text == "sync" else Async()
+    raise ConfigError(f"a consistency is sync, async or bounded:N, not {text!r}")
+
+
+class ShardProcess:
+    """A shard as a child of this process."""
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        words = [sys.executable, "-m", "shoal.shards.process"]
+        self._child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._child.stdin is not None and self._child.stdout is not None
+        self._child.stdin.write(msgspec.json.encode(order) + b"\n")
+        self._child.stdin.flush()
+        self.address = ""
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    def wait(self) -> str:
+        """Until it answers: its address. ``ShoalError`` if it does not."""
+        assert self._child.stdout is not None
+        ready, _, _ = select.select([self._child.stdout], [], [], _START_S)
+        line = self._child.stdout.readline() if ready else b""
+        if not line:
+            self.close()
+            raise ShoalError(f"shard {self.order.name} did not start; its output above says why")
+        self.address = msgspec.json.decode(line)["address"]
+        return self.address
+
+    def kill(self) -> None:
+        """At once."""
+        self._child.kill()
+        self._end()
+
+    def replaced(self) -> ShardProcess:
+        """Another in its place, at the same address, with what it has left on the disk."""
+        port = int(self.address.rsplit(":", 1)[1])
+        return ShardProcess(msgspec.structs.replace(self.order, port=port))
+
+    def close(self) -> None:
+        """Let it end."""
+        assert self._child.stdin is not None
+        self._child.stdin.close()
+        try:
+            self._child.wait(10)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+        self._end()
+
+    def _end(self) -> None:
+        assert self._child.stdin is not None and self._child.stdout is not None
+        self._child.wait()
+        self._child.stdin.close()
+        self._child.stdout.close()
+
+
+def main() -> int:
+    from shoal.shards.shard import shard_at
+
+    order = msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)
+    try:
+        key = JobKey.read(Path(order.key_path)) if order.key_path else None
+        buckets = BucketMap.even(order.shards)
+        listen = (order.host, order.port, key)
+        shard = shard_at(order.name, Path(order.folder), buckets, order.keeping(), listen)
+    except ShoalError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: shard.stop())
+    threading.Thread(target=_end_with_input, args=(shard.stop,), daemon=True).start()
+    sys.stdout.buffer.write(msgspec.json.encode({"address": shard.address}) + b"\n")
+    sys.stdout.flush()
+    shard.serve()
+    return 0
+
+
+def _end_with_input(stop: object) -> None:
+    while os.read(0, 1 << 12):
+        pass
+    assert callable(stop)
+    stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
