@@ -30,6 +30,8 @@ STEPS, WARM_UP = int(os.environ.get("ACCURACY_STEPS", "1216")), 20
 EVALUATE_EVERY_STEPS = int(os.environ.get("ACCURACY_EVALUATE_EVERY_STEPS", "64"))
 LEARNING_RATE, MOMENTUM = 0.075, 0.9
 WIDTH = 1024
+SHORT = 600
+"""Steps."""
 
 Images = tuple[Tensor, Tensor]
 
@@ -50,11 +52,13 @@ class Setting:
         )  # fmt: skip
 
 
-def local(every: int, codec: Codec, *, overlap: int = 0, momentum: float = 0.85) -> Setting:
-    """Momentum is the outer optimizer's here: that of each worker by itself would carry it away from the others."""
+def local(every: int, codec: Codec, *, overlap: int = 0) -> Setting:
+    """Momentum is the outer optimizer's here: that of each worker by itself would carry it away from the others. A
+    short schedule, which has few rounds, wants larger steps and a shorter memory."""
+    learning_rate, momentum = (0.2, 0.8) if STEPS < SHORT else (0.13, 0.85)
     outer = shoal.Nesterov(lr=1.0, momentum=momentum)
     strategy = shoal.DiLoCo(sync_every_steps=every, outer=outer, codec=codec, overlap_steps=overlap)
-    return Setting(strategy=strategy, learning_rate=0.13, momentum=0.0)
+    return Setting(strategy=strategy, learning_rate=learning_rate, momentum=0.0)
 
 
 SETTINGS: Mapping[str, Setting] = {

@@ -44,11 +44,18 @@ if TYPE_CHECKING:
     from shoal.launch.using import predict as predict
     from shoal.launch.using import predictor as predictor
     from shoal.optim import Nesterov as Nesterov
+    from shoal.shards.embedding import Embedding as Embedding
+    from shoal.shards.embedding import EmbeddingBag as EmbeddingBag
     from shoal.sources import Arrays as Arrays
     from shoal.sources import Parquet as Parquet
     from shoal.strategies import AllReduce as AllReduce
     from shoal.strategies import DiLoCo as DiLoCo
+    from shoal.strategies import Hybrid as Hybrid
     from shoal.strategies import LocalSGD as LocalSGD
+    from shoal.tables import FTRL as FTRL
+    from shoal.tables import SGD as SGD
+    from shoal.tables import Adagrad as Adagrad
+    from shoal.tables import Adam as Adam
 
 _HOMES = {
     "shoal.errors": (
@@ -61,7 +68,9 @@ _HOMES = {
     "shoal.codecs": ("Cast", "Chain", "Int4", "Int8", "OneBit", "PowerSGD", "RandomK", "TopK"),
     "shoal.comm.ddp": ("ddp_hook",),
     "shoal.optim": ("Nesterov",),
-    "shoal.strategies": ("AllReduce", "DiLoCo", "LocalSGD"),
+    "shoal.shards.embedding": ("Embedding", "EmbeddingBag"),
+    "shoal.strategies": ("AllReduce", "DiLoCo", "Hybrid", "LocalSGD"),
+    "shoal.tables": ("FTRL", "SGD", "Adagrad", "Adam"),
 }  # fmt: skip
 
 __all__ = [name for names in _HOMES.values() for name in names]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -13,11 +13,11 @@ from tests.house.reading import Module, parse
 FLOORS: tuple[frozenset[str], ...] = tuple(
     frozenset(names.split())
     for names in (
-        "errors clock events",
+        "errors clock events compiling",
         "lanes codecs optim metrics lab",
         "membership",
         "comm tables",
-        "strategies sources features versions",
+        "strategies sources features versions shards",
         "job",
         "evaluation planning",
         "training serving",

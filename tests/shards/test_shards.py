@@ -97,6 +97,8 @@ def test_a_read_of_a_step_waits_for_all_lanes_of_the_steps_before(shards):
     one, two = cluster.client("w1"), cluster.client("w2")
     one.open(SPECS)
     two.open(SPECS)
+    one.begin(1)
+    two.begin(1)
     one.settle(one.send(push_of(0, lane=0)))
     waiting = one.ask("a", ALL, 1)
     with pytest.raises(LinkFault, match="did not answer within"):

@@ -23,8 +23,12 @@ NUM_LANES = 4
 ALL = np.arange(40)
 
 
-def opened(folder, consistency=Sync()):  # noqa: B008
-    return Journal(folder, SPECS, Keeping(consistency=consistency, num_lanes=NUM_LANES, memory_bytes=1 << 22))
+def opened(folder, consistency=Sync(), **how):  # noqa: B008
+    keeping = Keeping(consistency=consistency, num_lanes=NUM_LANES, memory_bytes=1 << 22, **how)
+    journal = Journal(folder, SPECS, keeping)
+    if journal.applier.generation == 0:
+        journal.begin(Begin(1, 0))
+    return journal
 
 
 def push_of(step, lane, generation=1):
@@ -131,6 +135,53 @@ def test_a_generation_cannot_begin_where_the_tables_cannot_be(tmp_path, base):
     journal.begin(Begin(2, 2))
     assert journal.begin(Begin(3, base)) is (Verdict.NEW if base == 2 else Verdict.AMISS)
     assert journal.begin(Begin(4, 1)) is Verdict.AMISS
+
+
+def test_a_push_of_a_generation_that_has_not_begun_is_amiss(tmp_path):
+    journal = opened(tmp_path)
+    assert journal.push(push_of(0, 0, generation=2)) is Verdict.AMISS
+    journal.begin(Begin(2, 0))
+    assert journal.push(push_of(0, 0, generation=2)) is Verdict.NEW
+    assert journal.begin(Begin(2, 0)) is Verdict.KNOWN
+    assert journal.push(push_of(0, 0, generation=2)) is Verdict.KNOWN
+
+
+@pytest.mark.parametrize("durability", ["log", "snapshot"])
+@pytest.mark.parametrize("base", [0, 2, 4])
+def test_a_generation_begins_from_a_mark_however_far_the_tables_have_gone_on(tmp_path, base, durability):
+    calm = opened(tmp_path / "calm")
+    run(calm, range(9))
+    journal = opened(tmp_path / "other", durability=durability)
+    run(journal, range(2))
+    journal.mark(2)
+    run(journal, range(2, 5))
+    journal.push(push_of(5, 1))
+    journal.mark(4, keep=[2])
+    for lane in (0, 2, 3):
+        journal.push(push_of(5, lane))
+    journal.snapshot()
+    run(journal, range(6, 8))
+    if durability == "log":
+        journal.close()
+        journal = opened(tmp_path / "other", durability=durability)
+    assert journal.begin(Begin(2, base)) is Verdict.NEW
+    assert journal.applier.step == base
+    run(journal, range(base, 9), generation=2)
+    assert images(journal) == images(calm)
+    assert journal.begin(Begin(3, 3)) is Verdict.AMISS
+    with pytest.raises(ConfigError, match="the tables are at step 9, and step 4 was to be marked"):
+        journal.mark(4)
+
+
+def test_what_was_marked_and_is_not_kept_is_forgotten(tmp_path):
+    journal = opened(tmp_path)
+    for step in range(6):
+        run(journal, [step])
+        journal.mark(step + 1, keep=[step])
+        journal.snapshot()
+    assert sorted(path.name for path in tmp_path.glob("snapshot-*")) == [f"snapshot-{n}.safetensors" for n in (4, 5, 6)]
+    assert journal.begin(Begin(2, 3)) is Verdict.AMISS
+    assert journal.begin(Begin(2, 5)) is Verdict.NEW
 
 
 def test_a_snapshot_in_the_middle_of_a_step_changes_nothing(tmp_path):

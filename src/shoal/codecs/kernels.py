@@ -7,10 +7,8 @@ contiguous, and as long as ``plain.py`` says: nothing is checked here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
-import numba
 import numpy as np
 from numpy import float32 as f32
 from numpy import int8 as i8
@@ -20,8 +18,8 @@ from numpy import uint32 as u32
 from numpy.typing import NDArray
 
 from shoal.codecs.noise import MULTIPLIER_1, MULTIPLIER_2
+from shoal.compiling import kernel
 
-F = TypeVar("F", bound=Callable[..., object])
 Array = NDArray[Any]
 
 MAGNITUDE = i32(0x7FFFFFFF)
@@ -31,15 +29,6 @@ CHUNK = 1 << 14
 """Entries that a pass over a vector leaves in the cache for the next pass."""
 
 M1, M2 = u32(MULTIPLIER_1), u32(MULTIPLIER_2)
-
-
-def kernel(function: F) -> F:
-    """Compiled at the first call, and kept on disk where there is a place for that."""
-    try:
-        compiled: Any = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
-    except RuntimeError:  # no folder can be written to: each process compiles for itself
-        compiled = numba.njit(nogil=True, error_model="numpy")(function)
-    return compiled  # type: ignore[no-any-return]
 
 
 @kernel

@@ -16,11 +16,11 @@ from shoal.codecs.kernels import (
     int4_encode,
     int8_decode,
     int8_encode,
-    kernel,
     one_bit_decode,
     one_bit_encode,
     one_bit_keep,
 )
+from shoal.compiling import kernel
 
 Form = tuple[int, int, tuple[int, int] | None]
 """A codec's ``Form``: bits, block, and the key's words where rounding is random."""

@@ -8,7 +8,7 @@ import msgspec
 
 from shoal.membership import Lanes, Standing, World
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Raised whenever a message changes; both sides must speak the same."""
 
 
@@ -131,11 +131,13 @@ class Failed(Message, frozen=True):
 class Watch(Message, frozen=True):
     """The driver announces itself: tell me what you want.
 
-    ``target``, ``stopping``: what it heard last, for a coordinator that has replaced the one that said so.
+    ``target``, ``stopping``: what it heard last, for a coordinator that has replaced the one that said so. ``shards``:
+    where the run's table shards are.
     """
 
     target: int
     stopping: bool
+    shards: dict[str, str] = {}
 
 
 class Exited(Message, frozen=True):
@@ -177,10 +179,11 @@ class Welcome(Message, frozen=True):
 
 
 class Enter(Message, frozen=True):
-    """A new generation, and where its members are found."""
+    """A new generation, and where its members are found, and the run's table shards."""
 
     world: World
     addresses: dict[str, str]
+    shards: dict[str, str] = {}
 
 
 class Pause(Message, frozen=True):

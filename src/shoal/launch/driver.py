@@ -16,6 +16,7 @@ from shoal.errors import ConfigError, ShoalError
 from shoal.events import read_events
 from shoal.launch.fleet import Fleet
 from shoal.launch.progress import Progress
+from shoal.launch.shards import ShardCrew, num_shards
 from shoal.training.folder import RunFolder
 
 _TICK_S = 0.02
@@ -130,11 +131,13 @@ class Driver:
         self._asked_at_s = -1.0
         self._heard_at_s = time.monotonic()
         self._is_starting = False
+        self._has_told_shards = False
         self._offset = folder.events_path.stat().st_size if folder.events_path.exists() else 0
         host, _, port = str(record.get("listen") or f"{fleet.host}:0").rpartition(":")
         self._coordinator = CoordinatorProcess(folder, host, int(port))
         key = JobKey.read(folder.key_path)
         self._link: Link[Any] = Link(self._coordinator.address, key, "driver", msg.ToDriver)  # type: ignore[arg-type]
+        self._shards = ShardCrew(folder, record, fleet.places()) if num_shards(record) else None
 
     def run(self) -> tuple[msg.Ended, int | None]:
         """The outcome, and the exit code of who stopped it, if someone did."""
@@ -149,6 +152,8 @@ class Driver:
             self._progress.close()
             self._link.close()
             self._fleet.close()
+            if self._shards is not None:
+                self._shards.close()
             self._coordinator.close()
         return self._ended, self._exit_code
 
@@ -164,9 +169,11 @@ class Driver:
 
     def _tick(self) -> None:
         now_s = time.monotonic()
+        if self._shards is not None:
+            self._look_after(self._shards)
         if now_s - self._asked_at_s > _ASK_S:
             self._asked_at_s = now_s
-            self._link.send(msg.Watch(target=self._target, stopping=self._stopping))
+            self._link.send(msg.Watch(target=self._target, stopping=self._stopping, shards=self._addresses or {}))
             self._link.send(msg.Ask())
             self._follow()
         for message in self._link.receive(_TICK_S, self._fleet.wake_fd):
@@ -185,6 +192,19 @@ class Driver:
             self._progress.say("the coordinator had ended; another has taken its place")
         while self._ended is None and len(self._crew.started_at_s) < self._target and self._may_start():
             self._start_worker(now_s)
+
+    @property
+    def _addresses(self) -> dict[str, str] | None:
+        return self._shards.addresses if self._shards is not None else None
+
+    def _look_after(self, shards: ShardCrew) -> None:
+        try:
+            for gone in shards.look():
+                self._progress.say(f"shard {gone.name} {gone.reason}; another takes its place")
+        except ShoalError as error:
+            self._ended = msg.Ended(outcome="failed", reason=str(error), kind="Fault")
+        if not self._has_told_shards and self._addresses is not None:
+            self._has_told_shards, self._asked_at_s = True, -1.0
 
     def _hear(self, message: Any) -> None:
         match message:
@@ -213,6 +233,8 @@ class Driver:
             self._ended = msg.Ended(outcome="failed", reason=last, kind="Fault")
 
     def _may_start(self) -> bool:
+        if self._shards is not None and not self._has_told_shards:
+            return False
         return not self._crew.started_at_s or time.monotonic() >= self._crew.start_from_s
 
     def _start_worker(self, now_s: float) -> None:

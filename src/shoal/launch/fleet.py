@@ -7,6 +7,14 @@ from typing import Protocol
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a process can be started: the address that others reach it at, and the words before its command."""
+
+    address: str
+    words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Gone:
     """A worker's process has ended."""
 
@@ -21,6 +29,10 @@ class Fleet(Protocol):
     """The address that the coordinator is to listen on, for these workers to reach it."""
     wake_fd: int | None
     """A descriptor that can be read when ``gone`` has news, if there is one: it is then asked at once."""
+
+    def places(self) -> list[Place]:
+        """Where table shards can be started. ``ConfigError`` where they cannot."""
+        ...
 
     def start(self, name: str, address: str) -> None:
         """Begin to start a worker, which is to call the coordinator at ``address``; returns at once."""

@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from shoal.errors import Bug, ConfigError
-from shoal.launch.fleet import Gone
+from shoal.launch.fleet import Gone, Place
 from shoal.launch.nursery import Command, Nursery, Start, warm_up
 from shoal.training.folder import RunFolder
 
@@ -135,6 +135,9 @@ class HostsFleet:
         """Where the run is that workers are started for."""
         self._folder, self._record = folder, record
         say(f"workers start on {', '.join(host.name for host in self._hosts.hosts)} ({VARIABLE})")
+
+    def places(self) -> list[Place]:
+        return [Place(host.address, host.exec) for host in self._hosts.hosts]
 
     def start(self, name: str, address: str) -> None:
         if self._folder is None:

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from shoal.errors import Bug, ConfigError, ShoalError
-from shoal.launch.fleet import Gone
+from shoal.launch.fleet import Gone, Place
 from shoal.launch.nursery import Command, Lines, Nursery, Start
 from shoal.training.folder import RunFolder
 
@@ -85,6 +85,9 @@ class LocalFleet:
     def settle(self, folder: RunFolder, record: dict[str, Any], say: Callable[[str], None]) -> None:
         """Where the run is that workers are started for."""
         self._folder, self._record = folder, record
+
+    def places(self) -> list[Place]:
+        return [Place(self.host)]
 
     def start(self, name: str, address: str) -> None:
         if self._folder is None:

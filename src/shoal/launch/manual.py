@@ -10,7 +10,7 @@ from shoal.comm.keys import JobKey
 from shoal.comm.messages import Ask
 from shoal.comm.reach import own_address
 from shoal.errors import ConfigError
-from shoal.launch.fleet import Gone
+from shoal.launch.fleet import Gone, Place
 from shoal.training.folder import RunFolder
 
 
@@ -26,6 +26,9 @@ class ManualFleet:
     def settle(self, folder: RunFolder, record: dict[str, Any], say: Callable[[str], None]) -> None:
         """Where the run is."""
         self._folder, self._record = folder, record
+
+    def places(self) -> list[Place]:
+        return [Place(self.host)]
 
     def start(self, name: str, address: str) -> None:
         if not self._told:

@@ -15,7 +15,7 @@ from shoal.comm.keys import JobKey
 from shoal.comm.reach import unreachable
 from shoal.errors import Bug, ConfigError
 from shoal.launch.code import Code
-from shoal.launch.fleet import Gone
+from shoal.launch.fleet import Gone, Place
 from shoal.launch.posting import Posting, serve
 from shoal.training.folder import RunFolder
 
@@ -85,6 +85,9 @@ class RayFleet:
     def _stores_in_folder(self) -> bool:
         assert self._folder is not None
         return bool(self._record["store"] == str(self._folder.path))
+
+    def places(self) -> list[Place]:
+        raise ConfigError("on='ray' starts no table shards yet; use on='local' or on='hosts' with strategy=Hybrid")
 
     def start(self, name: str, address: str) -> None:
         if self._folder is None:

@@ -16,7 +16,9 @@ from shoal.codecs import warm_up
 from shoal.errors import ConfigError, ShoalError
 from shoal.job import Job, describe, hash_job, load_job, override, parse_settings
 from shoal.lanes import Order
+from shoal.shards.embedding import embeddings_of, specs_of
 from shoal.sources import Source
+from shoal.strategies import Hybrid
 from shoal.training.computing import loss_of
 from shoal.training.kit import plan_steps
 from shoal.training.replica import Replica
@@ -53,6 +55,7 @@ def rehearse(job: Job) -> None:
     if job.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device 'cuda' was asked for and this machine has none; say device='cpu'")
     replica = _tried("task.model or the optimizer", lambda: Replica(job))
+    _check_tables(job, replica)
     batch = _first_samples(job.train, "train")
     _tried(f"task.loss on {_SAMPLES} training samples", lambda: _loss(job, replica, batch))
     if job.test is not None:
@@ -61,6 +64,15 @@ def rehearse(job: Job) -> None:
         with torch.no_grad():
             found = _tried(f"task.metrics on {_SAMPLES} test samples", lambda: job.task.metrics(replica.model, batch))
         _tried("task.metrics", lambda: [metric.merge(metric) for metric in found.values()])
+
+
+def _check_tables(job: Job, replica: Replica) -> None:
+    specs = specs_of(embeddings_of(replica.model))
+    if specs and not isinstance(job.strategy, Hybrid):
+        kind = type(job.strategy).__name__
+        raise ConfigError(f"the model has tables ({specs[0].name}, …), and {kind} has no shards for them; use Hybrid()")
+    if not specs and isinstance(job.strategy, Hybrid):
+        raise ConfigError("strategy=Hybrid is for models with shoal.Embedding or EmbeddingBag, and this one has none")
 
 
 def _loss(job: Job, replica: Replica, batch: Any) -> None:

@@ -16,6 +16,7 @@ from shoal.evaluation import measure, merged
 from shoal.job import Batch, Job, Predicts, TensorSpec, load_job, override, parse_settings
 from shoal.lanes import Ledger, Order, deal
 from shoal.launch.run import Run, find_run
+from shoal.shards.reading import attach
 from shoal.training.folder import RunFolder
 from shoal.training.kit import plan_steps
 from shoal.training.round import feeds
@@ -49,17 +50,17 @@ def read_version(run: Run | RunFolder | str | Path, version: int | None = None) 
 def load_model(run: Run | str | Path, version: int | None = None, job: Job | None = None) -> nn.Module:
     """The run's model as of a stored version, in evaluation mode, on the CPU."""
     model = job_of(run, job).task.model()
-    return _filled(model, read_version(run, version))
+    return _filled(model, read_version(run, version), _folder(run))
 
 
-def _filled(model: nn.Module, snapshot: Snapshot) -> nn.Module:
+def _filled(model: nn.Module, snapshot: Snapshot, folder: RunFolder) -> nn.Module:
     try:
         model.load_state_dict(_with_ties(model, snapshot.model))
     except RuntimeError as error:
         raise ConfigError(
             f"version {snapshot.step} does not fit the job's model; has its code changed? {error}"
         ) from error
-    return model.eval()
+    return attach(model, folder.path, snapshot.step).eval()
 
 
 def _with_ties(model: nn.Module, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -107,7 +108,7 @@ def evaluate(
     job = job_of(run, job, settings)
     if job.test is None:
         raise ConfigError("the job has no test data; give it one with test=…")
-    model = _filled(job.task.model(), read_version(run, version))
+    model = _filled(job.task.model(), read_version(run, version), _folder(run))
     lanes = deal(job.num_lanes, {str(rank): 1.0 for rank in range(workers)})
     if workers == 1:
         return merged([_measure(job, model, lanes["0"])])
@@ -164,7 +165,9 @@ def predictor(run: Run | str | Path, version: int | None = None, job: Job | None
     name = Path(record["job_file"]).stem if record["job_file"] else type(resolved.task).__name__.lower()
     tensors = _with_ties(resolved.task.model(), snapshot.model)
     example = None if isinstance(resolved.task, Predicts) else _first_samples(resolved)
-    return make_predictor(resolved.task, tensors, name=name, version=snapshot.step, example=example)
+    served = make_predictor(resolved.task, tensors, name=name, version=snapshot.step, example=example)
+    attach(served.model, _folder(run).path, snapshot.step)
+    return served
 
 
 def _first_samples(job: Job) -> Batch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,6 +95,10 @@ class Client:
         """Have every shard keep all that it has."""
         self._ask_all(msg.Store())
 
+    def mark(self, step: int, keep: Collection[int] = ()) -> None:
+        """Have every shard remember how it stands at ``step``, and at those of ``keep``."""
+        self._ask_all(msg.Mark(step, sorted(keep)))
+
     def standings(self) -> dict[str, msg.Standing]:
         """How each shard stands."""
         return {shard: _as(answer, msg.Standing) for shard, answer in self._ask_all(msg.Ask()).items()}
@@ -136,14 +140,14 @@ class Client:
 
     def _rows(self, pulling: Pulling) -> Weights:
         dim, staleness = self._dims[pulling.table], 0
-        out = np.empty((len(pulling.ids) if pulling.order is not None else 0, dim), np.float32)
+        out: Weights = np.empty((len(pulling.ids) if pulling.order is not None else 0, dim), np.float32)
         for shard, ticket in pulling.tickets.items():
             head, *frames = self._wait(ticket)
             answer = self._checked(head, pulling.tickets.values())
             rows = _as(answer, msg.Rows)
             staleness = max(staleness, rows.staleness)
             raw = np.frombuffer(joined(frames), np.uint16 if rows.half else np.float32).reshape(-1, dim)
-            values = doubled(raw) if rows.half else raw
+            values: Weights = doubled(raw) if rows.half else raw
             if pulling.order is None:
                 out = values
             else:
@@ -174,8 +178,8 @@ class Client:
             pushing.tickets[shard] = self._calls.ask(shard, head, *pieces(body))
 
     def settle(self, pushing: Pushing) -> set[Verdict]:
-        """Wait until all shards have acknowledged a push: what they found it to be. ``Fault`` for a zombie's and for one
-        that does not continue its lanes; ``Diverged`` and ``ConfigError`` for one that cannot be applied."""
+        """Wait until all shards have acknowledged a push: what they found it to be. ``Fault`` for a zombie's, or one that
+        does not continue its lanes; ``Diverged`` and ``ConfigError`` for one that cannot be applied."""
         for _ in range(_MOST_MAPS):
             try:
                 return self._settle(pushing)

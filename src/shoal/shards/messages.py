@@ -48,11 +48,18 @@ class Store(_Message, frozen=True):
     """Keep all of it as it is now."""
 
 
+class Mark(_Message, frozen=True):
+    """Remember how it stands at this step, and at those of ``keep``: a generation may begin there."""
+
+    step: int
+    keep: list[int]
+
+
 class Ask(_Message, frozen=True):
     """How do you stand?"""
 
 
-Question = Pull | Push | Begin | Open | Store | Ask
+Question = Pull | Push | Begin | Open | Store | Mark | Ask
 
 
 # Answers

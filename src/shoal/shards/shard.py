@@ -24,6 +24,7 @@ from shoal.tables.buckets import BucketMap
 from shoal.tables.consistency import Bounded
 from shoal.tables.frame import Begin, Push, decode
 from shoal.tables.journal import Journal, Keeping
+from shoal.tables.stored import JournalFolder
 
 _DECODER = msgspec.msgpack.Decoder(msg.Question)
 _ENCODER = msgspec.msgpack.Encoder()
@@ -70,9 +71,9 @@ class Shard:
         self._pulls, self._pushes = _Times(), _Times()
         self._staleness: dict[int, int] = {}
         self._num_zombies = self._num_again = 0
-        specs = folder / "tables.json"
-        if specs.exists():
-            self._open([TableSpec.read(record) for record in msgspec.json.decode(specs.read_bytes())])
+        contents = JournalFolder(folder).contents()
+        if contents is not None:
+            self._open([TableSpec.read(record) for record in contents.specs])
 
     @property
     def address(self) -> str:
@@ -129,6 +130,9 @@ class Shard:
                 self._answer(question, msg.Done())
             case msg.Store():
                 self._tables.snapshot()
+                self._answer(question, msg.Done())
+            case msg.Mark():
+                self._tables.mark(asked.step, asked.keep)
                 self._answer(question, msg.Done())
             case msg.Ask():
                 self._answer(question, self._standing())
@@ -198,9 +202,6 @@ class Shard:
         """The first to ask for tables makes them; who comes later must mean the same."""
         if self._journal is None:
             self._journal = Journal(self._folder, specs, self._keeping)
-            partial = self._folder / "tables.partial"
-            partial.write_bytes(msgspec.json.encode([spec.record() for spec in specs]))
-            partial.replace(self._folder / "tables.json")
             return
         for spec in specs:
             known = self._journal.tables.get(spec.name)

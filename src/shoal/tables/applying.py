@@ -58,8 +58,9 @@ class Applier(Protocol):
         """(n,) ids -> (n, dim) float32, as that step may see them. ``Fault`` for a step that is gone."""
         ...
 
-    def withdraw(self) -> list[Push]:
-        """Take back what a generation may still take back; given to ``take`` again in order it is as before."""
+    def withdraw(self, base: int | None = None) -> list[Push]:
+        """Take back all after step ``base``, by default all that a generation may take back; given to ``take`` again in
+        order it is as before."""
         ...
 
     def record(self) -> dict[str, Any]:
@@ -122,7 +123,7 @@ class AtOnce:
     def pull(self, table: Table, ids: Ids, step: int) -> Weights:
         return table.pull(ids)
 
-    def withdraw(self) -> list[Push]:
+    def withdraw(self, base: int | None = None) -> list[Push]:
         return []
 
     def record(self) -> dict[str, Any]:
@@ -145,8 +146,8 @@ class _Done:
 class InStep:
     """A step's pushes are kept until all lanes' are there, and then summed and applied as one, in the order of lanes.
 
-    The step before the newest can still be read and be taken back: for a worker may need it to do again what another
-    one was lost with, and a generation may begin from there.
+    Pushes are of the generation that has begun. The step before the newest can still be read and be taken back: for a
+    worker may need it to do again what another one was lost with, and a generation may begin from there.
     """
 
     def __init__(self, tables: Mapping[str, Table], num_lanes: int) -> None:
@@ -158,8 +159,8 @@ class InStep:
         self.generation = 0
 
     def judge(self, push: Push) -> Verdict:
-        if push.generation < self.generation:
-            return Verdict.ZOMBIE
+        if push.generation != self.generation:
+            return Verdict.ZOMBIE if push.generation < self.generation else Verdict.AMISS
         start = min((start for start, _ in push.lanes.values()), default=self.step)
         if any(span != (start, start + 1) for span in push.lanes.values()) or start > self.step:
             return Verdict.AMISS
@@ -171,7 +172,6 @@ class InStep:
         return Verdict.KNOWN if set(push.lanes) <= staged else Verdict.AMISS
 
     def take(self, push: Push) -> None:
-        self.generation = max(self.generation, push.generation)
         self._stage.append(push)
         if sum(len(other.lanes) for other in self._stage) == self._num_lanes:
             self._apply(sorted(self._stage, key=lambda other: min(other.lanes)))
@@ -193,13 +193,10 @@ class InStep:
         self.step += 1
 
     def may_begin(self, begin: Begin) -> Verdict:
-        if begin.generation < self.generation:
-            return Verdict.ZOMBIE
-        if begin.base == self.step - 1 and self._last is not None:
-            return Verdict.NEW
-        if begin.base != self.step:
-            return Verdict.AMISS
-        return Verdict.KNOWN if begin.generation == self.generation and not self._stage else Verdict.NEW
+        if begin.generation <= self.generation:
+            return Verdict.KNOWN if begin.generation == self.generation else Verdict.ZOMBIE
+        is_here = begin.base == self.step or (begin.base == self.step - 1 and self._last is not None)
+        return Verdict.NEW if is_here else Verdict.AMISS
 
     def begin(self, begin: Begin) -> None:
         self.generation, self._stage = begin.generation, []
@@ -230,9 +227,9 @@ class InStep:
             rows[own] = weights[at[own]]
         return rows
 
-    def withdraw(self) -> list[Push]:
+    def withdraw(self, base: int | None = None) -> list[Push]:
         staged, self._stage = self._stage, []
-        return [*(self._undo() if self._last is not None else ()), *staged]
+        return [*(self._undo() if self._last is not None and base != self.step else ()), *staged]
 
     def record(self) -> dict[str, Any]:
         return {"generation": self.generation, "step": self.step}

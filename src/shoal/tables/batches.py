@@ -11,7 +11,7 @@ from numpy import int32 as i32
 from numpy import int64 as i64
 from numpy import uint64 as u64
 
-from shoal.codecs.kernels import kernel
+from shoal.compiling import kernel
 from shoal.tables.kernels import mix
 from shoal.tables.prefetch import prefetch
 

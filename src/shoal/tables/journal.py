@@ -1,31 +1,31 @@
 """Tables that outlive their process: a snapshot, and a log of the pushes since. A shard without its network.
 
-In the folder: ``snapshot-N.safetensors`` (all tables and the book at one moment) and ``log-N`` (what came after). The
-newest snapshot counts; a log without its snapshot, or a snapshot that was not finished, is removed.
+Of the snapshots in its folder (see ``stored``) the newest counts, with its log; a log without its snapshot, a snapshot
+that was not finished, and what no mark needs, are removed.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from shoal.errors import ConfigError, Diverged, StoreFault
 from shoal.tables.applying import NOW, applier_for
 from shoal.tables.book import Verdict
 from shoal.tables.consistency import Async, Consistency
-from shoal.tables.frame import Begin, Part, Push, decode
-from shoal.tables.image import Image
-from shoal.tables.log import Log, Torn
+from shoal.tables.frame import Begin, Part, Push
+from shoal.tables.log import Log, Torn, read_records
 from shoal.tables.spec import TableSpec
+from shoal.tables.stored import JournalFolder, read_snapshot, replay
 from shoal.tables.table import Table
 
 Durability = Literal["snapshot", "log"]
@@ -56,19 +56,16 @@ class Journal:
         self.tables = {spec.name: Table(spec, keeping.memory_bytes) for spec in specs}
         self.applier = applier_for(keeping.consistency, self.tables, keeping.num_lanes)
         self.keeping = keeping
-        self._folder = folder
+        self._folder = JournalFolder(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self._number = max((number for number, _ in self._kept("snapshot-")), default=0)
+        self._folder.write_contents(specs, keeping.num_lanes)
+        self._number = max((number for number, _ in self._folder.numbered("snapshot-")), default=0)
+        self._marks = self._folder.marks()
         if self._number:
-            self._read(self._snapshot_path(self._number))
-        self._log = Log(self._log_path(self._number))
+            read_snapshot(self._folder.snapshot(self._number), self.tables, self.applier)
+        self._log = Log(self._folder.log(self._number))
         self.torn: Torn | None = self._log.torn
-        for body in self._log.records():
-            entry = decode(body)
-            if isinstance(entry, Begin):
-                self.applier.begin(entry)
-            else:
-                self.applier.take(entry)
+        replay(self._log.records(), self.applier)
         self._remove_older()
 
     # Pushes and pulls
@@ -93,8 +90,12 @@ class Journal:
         return verdict
 
     def begin(self, begin: Begin) -> Verdict:
-        """Let a generation begin, if it is new. ``StoreFault`` if the log takes no more."""
+        """Let a generation begin, if it is new; from a mark, if the tables have gone on since. ``AMISS`` if they cannot
+        stand at its base. ``StoreFault`` if the log takes no more."""
         verdict = self.applier.may_begin(begin)
+        if verdict is Verdict.AMISS and (begin.base in self._marks or begin.base == 0):
+            self._return(begin.base)
+            verdict = self.applier.may_begin(begin)
         if verdict is Verdict.NEW:
             self._keep(begin)
             self.applier.begin(begin)
@@ -118,6 +119,36 @@ class Journal:
             raise ConfigError(f"there is no table {name!r}; there are {', '.join(self.tables)}")
         return self.tables[name]
 
+    # Marks
+
+    def mark(self, step: int, keep: Collection[int] = ()) -> None:
+        """Remember how it stands, for a generation that begins at ``step``, and forget what was marked before but for
+        ``keep``. It costs no copy: a snapshot that is there already and a part of its log make up a mark; only without
+        a log is a snapshot taken. ``ConfigError`` for a step that the tables do not stand at; ``StoreFault``."""
+        if not step <= self.applier.step <= step + 1:
+            raise ConfigError(f"the tables are at step {self.applier.step}, and step {step} was to be marked")
+        if self.keeping.durability == "log":
+            self._log.flush()
+        else:
+            self.snapshot(step)
+        kept = {known: where for known, where in self._marks.items() if known in keep}
+        self._marks = kept | {step: (self._number, self._log.num_bytes)}
+        self._folder.write_marks(self._marks)
+        self._remove_older()
+
+    def _return(self, step: int) -> None:
+        """Stand at a mark, or where nothing has been pushed yet."""
+        number, until = self._marks.get(step, (0, 0))
+        for table in self.tables.values():
+            table.clear()
+        self.applier = applier_for(self.keeping.consistency, self.tables, self.keeping.num_lanes)
+        if number:
+            read_snapshot(self._folder.snapshot(number), self.tables, self.applier)
+        if until:
+            replay(read_records(self._folder.log(number), until), self.applier)
+        self._marks = {known: where for known, where in self._marks.items() if known <= step}
+        self.snapshot()
+
     # What is kept
 
     @property
@@ -130,10 +161,10 @@ class Journal:
         """How long the log is."""
         return self._log.num_bytes
 
-    def snapshot(self) -> Path:
-        """Keep all of it as it is now, and begin a new log. ``StoreFault`` if that cannot be written: the snapshot and
-        the log before it still hold everything."""
-        withdrawn = self.applier.withdraw()
+    def snapshot(self, base: int | None = None) -> Path:
+        """Keep all of it as it is now, and begin a new log; ``base``: without a log, only what was there at that step.
+        ``StoreFault`` if that cannot be written: the snapshot and the log before it still hold everything."""
+        withdrawn = self.applier.withdraw(base)
         try:
             return self._snapshot(withdrawn)
         finally:
@@ -149,16 +180,16 @@ class Journal:
             image = table.image()
             meta[name] = image.meta()
             arrays |= {f"{name}/{key}": array for key, array in image.arrays().items()}
-        path = self._snapshot_path(number)
+        path = self._folder.snapshot(number)
         partial = path.with_suffix(".partial")
         try:
             save_file(arrays, partial, {"tables": json.dumps(meta), "applier": json.dumps(self.applier.record())})
             _flush(partial)
-            log = Log(self._log_path(number))  # there before its snapshot counts
+            log = Log(self._folder.log(number))  # there before its snapshot counts
             for push in withdrawn if self.keeping.durability == "log" else ():
                 log.append(*push.encode())
             partial.replace(path)
-            _flush(self._folder)
+            _flush(self._folder.path)
         except (OSError, SafetensorError, StoreFault) as error:
             partial.unlink(missing_ok=True)
             raise StoreFault(f"the snapshot {path} could not be written: {error}") from None
@@ -171,41 +202,13 @@ class Journal:
         """Nothing more will be pushed."""
         self._log.close()
 
-    def _read(self, path: Path) -> None:
-        try:
-            with safe_open(path, "np") as file:
-                meta: dict[str, Any] = {key: json.loads(text) for key, text in (file.metadata() or {}).items()}
-                arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            standing, kept = meta["applier"], meta["tables"]
-        except (OSError, SafetensorError, json.JSONDecodeError, KeyError) as error:
-            raise StoreFault(f"the snapshot {path} cannot be read: {error}") from None
-        if set(kept) != set(self.tables):
-            raise ConfigError(f"{path} is of the tables {sorted(kept)}, not of {sorted(self.tables)}")
-        for name, table in self.tables.items():
-            own = {key.removeprefix(f"{name}/"): a for key, a in arrays.items() if key.rpartition("/")[0] == name}
-            table.apply(Image.of(kept[name], own))
-        self.applier.read(standing)
-
-    def _kept(self, prefix: str) -> list[tuple[int, Path]]:
-        found = []
-        for path in self._folder.glob(f"{prefix}*"):
-            number = path.name.removeprefix(prefix).removesuffix(".safetensors")
-            if number.isdecimal():
-                found.append((int(number), path))
-        return found
-
     def _remove_older(self) -> None:
-        for number, path in (*self._kept("snapshot-"), *self._kept("log-")):
-            if number != self._number:
+        wanted = {self._number, *(number for number, _ in self._marks.values())}
+        for number, path in (*self._folder.numbered("snapshot-"), *self._folder.numbered("log-")):
+            if number not in wanted:
                 path.unlink()
-        for path in self._folder.glob("snapshot-*.partial"):
+        for path in self._folder.path.glob("*.partial"):
             path.unlink()
-
-    def _snapshot_path(self, number: int) -> Path:
-        return self._folder / f"snapshot-{number}.safetensors"
-
-    def _log_path(self, number: int) -> Path:
-        return self._folder / f"log-{number}"
 
 
 def _flush(path: Path) -> None:

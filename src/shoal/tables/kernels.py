@@ -20,7 +20,7 @@ from numpy import uint16 as u16
 from numpy import uint32 as u32
 from numpy import uint64 as u64
 
-from shoal.codecs.kernels import kernel
+from shoal.compiling import kernel
 from shoal.tables.prefetch import prefetch, prefetch_row
 
 Array = Any

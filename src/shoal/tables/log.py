@@ -1,7 +1,7 @@
 """A write-ahead log: what was acknowledged is on the disk, whatever happens to the process.
 
-A file of records: length (little-endian uint32) and XXH3-64 (uint64) of the body, then the body. A record counts once it
-is whole and its sum is right; what a crash has torn is cut off when the log is opened again, and reported.
+A file of records: length (little-endian uint32) and XXH3-64 (uint64) of the body, then the body. A record counts once
+it is whole and its sum is right; what a crash has torn is cut off when the log is opened again, and reported.
 """
 
 from __future__ import annotations
@@ -122,6 +122,20 @@ class Log:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def read_records(path: Path, until: int) -> Iterator[bytes]:
+    """The bodies of a log up to byte ``until``, without opening it to append: it may be in use."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StoreFault(f"the log {path} cannot be opened: {error.strerror}") from None
+    try:
+        for body, _, _ in _records(fd, until):
+            if body is not None:
+                yield body
+    finally:
+        os.close(fd)
 
 
 def _records(fd: int, size: int) -> Iterator[tuple[bytes | None, int, str]]:

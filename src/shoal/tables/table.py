@@ -68,9 +68,10 @@ class Table:
             rule.code, spec.num_weight_words, spec.dtype == "bfloat16", np.array(rule.numbers, np.float32),
             np.float32(rule.slot_start), np.uint64(spec.key), np.float32(spec.initial_scale),
         )  # fmt: skip
-        self._clear()
+        self.clear()
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Forget all of it."""
         self.clock = 0
         self._state = np.zeros(10, np.int64)
         self._noted = zeros((min(_MOST_NOTED, len(self._rows)),), np.int64)
@@ -265,7 +266,7 @@ class Table:
                 raise ConfigError(f"an image of {image.spec} is not one of {self.spec}")
             if len(image.rows) > len(self._rows):
                 raise self._too_many(image)
-            self._clear()
+            self.clear()
             self._deltas_from = image.clock
         else:
             image.check_follows(self.spec, self.clock)

@@ -17,7 +17,9 @@ from shoal.events import Event, read_events
 from shoal.training.commanding import command
 from shoal.training.folder import RunFolder
 
-Kind = Literal["kill", "freeze", "leave", "kill_coordinator", "freeze_coordinator", "kill_healing", "scale"]
+Kind = Literal[
+    "kill", "freeze", "leave", "kill_coordinator", "freeze_coordinator", "kill_healing", "scale", "kill_shard"
+]  # fmt: skip
 
 _POLL_S = 0.002
 
@@ -25,8 +27,8 @@ _POLL_S = 0.002
 @dataclass(frozen=True)
 class Fault:
     """``kill`` and ``freeze`` (SIGKILL, SIGSTOP) a member by its rank; ``leave``: SIGTERM to it; ``kill_healing``: the
-    first worker that is catching up, as soon as there is one; ``scale`` to ``workers``. Due once step ``at_step`` is
-    committed."""
+    first worker that is catching up, as soon as there is one; ``scale`` to ``workers``; ``kill_shard``: the table shard
+    of number ``rank``. Due once step ``at_step`` is committed."""
 
     kind: Kind
     at_step: int
@@ -67,6 +69,9 @@ class FaultPlan:
     def freeze_coordinator(self, *, at_step: int) -> FaultPlan:
         return self.add(Fault("freeze_coordinator", at_step))
 
+    def kill_shard(self, *, at_step: int, number: int = 0) -> FaultPlan:
+        return self.add(Fault("kill_shard", at_step, number))
+
     def scale(self, workers: int, *, at_step: int) -> FaultPlan:
         return self.add(Fault("scale", at_step, workers=workers))
 
@@ -91,6 +96,7 @@ class _View:
     members: list[str] = field(default_factory=list)
     healing: set[str] = field(default_factory=set)
     pids: dict[str, int] = field(default_factory=dict)
+    shards: dict[str, int] = field(default_factory=dict)
     step: int = 0
 
     def take(self, event: Event) -> None:
@@ -103,6 +109,8 @@ class _View:
                 self.healing.discard(event["worker"])
             case "lost" | "dismissed":
                 self.members = [m for m in self.members if m != event["worker"]]
+            case "tables":
+                self.shards = {name: figures["pid"] for name, figures in event["shards"].items()}
             case "progress":
                 self.step = max(self.step, event["step"])
 
@@ -152,6 +160,13 @@ class _Hand:
             frozen = fault.kind == "freeze_coordinator"
             os.kill(self._folder.read_control().pid, signal.SIGSTOP if frozen else signal.SIGKILL)
             return "coordinator"
+        if fault.kind == "kill_shard":
+            name = f"s{fault.rank}"
+            if name not in view.shards:
+                return None
+            with suppress(ProcessLookupError):
+                os.kill(view.shards.pop(name), signal.SIGKILL)
+            return name
         victim = self._victim(fault, view)
         if victim is None:
             return None

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from shoal.comm import messages as msg
 from shoal.comm.collectives import Group, Work
-from shoal.errors import Bug
+from shoal.errors import Bug, Diverged
 from shoal.job import Batch, Job
 from shoal.lanes import Ledger, Span
 from shoal.membership import Lanes
+from shoal.shards.session import TableSession
 from shoal.sources import LocalBatch, Prefetch, count_samples, to_device
 from shoal.strategies import Reducer, Share
 from shoal.training.agent import Order
@@ -91,6 +92,7 @@ class Scene:
     members: tuple[str, ...]
     ballot: Callable[[int], Ballot]
     meter: Meter
+    tables: TableSession | None = None
 
     @property
     def name(self) -> str:
@@ -119,6 +121,7 @@ class _Flight:
     summed: Tensor
     held: int
     order: Order | None
+    sealed: tuple[Work, Tensor] | None
 
 
 class Computer:
@@ -132,6 +135,7 @@ class Computer:
         self._lanes: Lanes = {}
         self._loader: Prefetch | None = None
         self._flights: deque[_Flight] = deque()
+        self._refusal: Diverged | None = None
         session = scene.kit.replica.session
         assert isinstance(session, Reducer)
         self._session = session
@@ -176,10 +180,22 @@ class Computer:
             seed_everything(step_seed(self._job.seed, step, part.first_lane))
             self._session.begin(self._scene.group, step)
             ballot = self._scene.ballot(step + 1)
+            if self._scene.tables is not None:
+                self._scene.tables.step = step
             work, summed = self._forward_and_backward(local, span.num_samples, ballot)
             self._session.launch(part.share)
-        self._flights.append(_Flight(step, local.epoch, work, summed, held, ballot.order))
+        sealed = self._seal() if self._scene.tables is not None else None
+        self._flights.append(_Flight(step, local.epoch, work, summed, held, ballot.order, sealed))
         self._next += 1
+
+    def _seal(self) -> tuple[Work, Tensor]:
+        """Tell the others that the shards have this worker's part of the step: without that nobody commits it."""
+        tables = self._scene.tables
+        assert tables is not None
+        self._kit.agent.at("wait")
+        self._refusal = tables.settle()
+        flag = torch.tensor([float(self._refusal is not None)], device=self._job.device)
+        return self._scene.group.all_reduce(flag), flag
 
     def _finish(self) -> Round:
         """Once this returns every member has contributed all of its part; nothing is committed yet."""
@@ -187,6 +203,11 @@ class Computer:
         self._kit.agent.at("wait")
         agreed = self._session.finish()
         self._session.times.await_(flight.work)
+        if flight.sealed is not None:
+            self._session.times.await_(flight.sealed[0])
+            if float(flight.sealed[1]):
+                reason = str(self._refusal or f"a gradient of a table's rows in step {flight.step} is not finite")
+                raise Diverged(reason, self._scene.group.seat.rank, None, flight.step)
         self._flights.popleft()
         roll = decode(flight.summed)
         span = self._kit.steps.span(flight.step)
@@ -209,6 +230,8 @@ class Computer:
                 (loss if num_samples == total else loss * (num_samples / total)).backward()  # type: ignore[no-untyped-call]
         if not local.batches:
             answer = self._scene.call(ballot.call(Ledger(), 0.0, bad=False))
+        if self._scene.tables is not None:
+            self._scene.tables.push(tuple(self._lanes.get(self._scene.name, ())), keep=not bad)
         return answer
 
 

@@ -48,6 +48,8 @@ class Coordinator:
         self._identities: dict[str, msg.Identity] = {}
         self._figures: dict[str, dict[str, Any]] = {}
         self._drivers: set[str] = set()
+        self._shards: dict[str, str] = {}
+        self._num_shards = int((record["job"].get("strategy") or {}).get("shards", 0))
         self._expelled: set[str] = set()
         self._dismissed: dict[str, msg.Dismissed] = {}
         self._deadline: tuple[float, str, int] | None = None
@@ -109,6 +111,8 @@ class Coordinator:
         if worker in self._dismissed:
             self._listener.send(worker, self._dismissed[worker])
             return
+        if len(self._shards) < self._num_shards:
+            return  # it will say so again
         refusal = self._refusal(message.identity)
         if refusal:
             self.note("refused", worker=worker, reason=refusal)
@@ -183,6 +187,7 @@ class Coordinator:
         match message:
             case msg.Watch():
                 self._drivers.add(peer)
+                self._shards = message.shards
                 if self._replaces:
                     self._replaces = False
                     self._learn_from_driver(message)
@@ -315,7 +320,7 @@ class Coordinator:
             healing=sorted(world.sources),
         )  # fmt: skip
         addresses = {w: self._identities[w].transfer_address for w in world.members}
-        self._send(world.members, msg.Enter(world=world, addresses=addresses))
+        self._send(world.members, msg.Enter(world=world, addresses=addresses, shards=self._shards))
         if self._stop_by_s is not None:
             self._send(world.members, msg.Conclude(generation=world.generation))
 

@@ -14,6 +14,7 @@ from shoal.errors import Diverged, Fault, ShoalError
 from shoal.evaluation import evaluate
 from shoal.lanes import Ledger
 from shoal.membership import Lanes, Origin, Standing
+from shoal.shards.session import TableSession
 from shoal.training.agent import Order
 from shoal.training.computing import Ballot, Computer, Engine, Scene, number_of
 from shoal.training.healing import Shadow
@@ -38,7 +39,9 @@ class Member:
     It raises ``Halted`` or another ``Fault`` when the generation fails: the replica then stands at a committed step.
     """
 
-    def __init__(self, kit: Kit, enter: msg.Enter, writer: Callable[[], BackgroundWriter]) -> None:
+    def __init__(
+        self, kit: Kit, enter: msg.Enter, writer: Callable[[], BackgroundWriter], tables: TableSession | None = None
+    ) -> None:
         self.paused = False
         self.group: Group | None = None
         self._kit = kit
@@ -54,6 +57,7 @@ class Member:
         self._shadow: Shadow | None = None
         self._engine: Engine | None = None
         self._writer = writer
+        self._tables = tables
         self._scribe: Scribe | None = None
         self._evaluated_step = enter.world.base.step
         self._compared_step = -1
@@ -135,7 +139,13 @@ class Member:
         )
         self.group = Group.form(seat, self._meeting)
         self._kit.agent.watch_over(self.group)
-        self._scene = Scene(self._kit, self.group, self._world.members, self._ballot, Meter(self.group))
+        self._scene = Scene(
+            self._kit, self.group, self._world.members, self._ballot, Meter(self.group), self._tables
+        )  # fmt: skip
+        if self._tables is not None:
+            self._tables.begin(self._world.generation, self._world.base.step)
+            if self._leader:
+                self._tell_tables()
         engine = LocalComputer if self._kit.replica.is_local else Computer
         self._engine = engine(self._scene, self._step)
         if self._leader:
@@ -146,8 +156,9 @@ class Member:
 
     def _take_round(self) -> None:
         self._evaluate_if_due()
-        if self._scribe is not None and not self._kit.replica.has_private_state:
-            self._scribe.at_boundary(self._cursors)
+        stores = self._scribe is not None and not self._kit.replica.has_private_state
+        if stores and self._scribe is not None and self._scribe.at_boundary(self._cursors):
+            self._mark()
         assert self._engine is not None
         if self._shadow is not None and self._kit.replica.is_local and not self._hastened:
             self._hasten()
@@ -206,7 +217,13 @@ class Member:
         """What each member has for itself is spread evenly; the leader then copies the version, to be stored."""
         num_active = self._level()
         if self._scribe is not None:
+            self._mark()
             self._scribe.capture(self._cursors(), num_active)
+
+    def _mark(self) -> None:
+        """Have the shards remember the tables of a version that is going to be stored, and of those that are."""
+        if self._tables is not None:
+            self._tables.mark(self._step, self._kit.versions.steps())
 
     def _level(self) -> int:
         assert self.group is not None
@@ -283,8 +300,13 @@ class Member:
             if self._leader:
                 mean, count = sum(self._losses) / len(self._losses), len(self._losses)
                 self._kit.agent.note("progress", step=self._step, epoch=done.epoch, loss=mean, num_steps=count)
+                self._tell_tables()
             self._losses.clear()
         self._tell_participation(done)
+
+    def _tell_tables(self) -> None:
+        if self._tables is not None:
+            self._kit.agent.note("tables", step=self._step, shards=self._tables.figures())
 
     def _tell_participation(self, done: Round) -> None:
         """Who took part, whenever that changes: of a round of local steps the lost do not."""
@@ -331,6 +353,8 @@ class Member:
             return {}
         self._evaluated_step = self._step
         kit.agent.at("evaluate")
+        if self._tables is not None:
+            self._tables.step = self._step
         lanes = self._lanes.get(self._name, ())
         with kit.replica.committed():
             figures = evaluate(kit.job, kit.replica.model, kit.test_reader, lanes, group.all_gather, group.check)
@@ -365,6 +389,7 @@ class Member:
     def _write(self, num_active: int | None = None) -> bool:
         if self._scribe is None:
             return False
+        self._mark()
         for written in self._scribe.store_now(self._cursors(), num_active):
             self._tell_written(written)
         return True

@@ -26,10 +26,12 @@ class Scribe:
         self._stored_at_s = clock.monotonic_s()
         self._stored_step = replica.step
 
-    def at_boundary(self, cursors: Callable[[], list[int]]) -> None:
-        """Between two rounds: copy what the replica holds if a version is due."""
-        if self.is_due(self._replica.step):
+    def at_boundary(self, cursors: Callable[[], list[int]]) -> bool:
+        """Between two rounds: copy what the replica holds if a version is due; whether it was."""
+        due = self.is_due(self._replica.step)
+        if due:
             self.capture(cursors())
+        return due
 
     def is_due(self, version: int) -> bool:
         """Whether ``version`` is to be stored, the one before it having been looked at."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
+from collections.abc import Mapping
 from functools import cached_property
 from importlib.metadata import version
 
@@ -14,6 +15,8 @@ from shoal.comm.reach import unreachable
 from shoal.comm.transfer import Offerer
 from shoal.errors import ConfigError, Diverged, Fault, Halted, ShoalError, StoreFault
 from shoal.job import Job
+from shoal.shards.session import TableSession
+from shoal.strategies import Hybrid
 from shoal.training.agent import Agent
 from shoal.training.generations import Generations
 from shoal.training.kit import Assignment, Kit, plan_steps
@@ -44,6 +47,7 @@ class Worker:
         if job.num_threads is not None:
             torch.set_num_threads(job.num_threads)
         self._generation = 0
+        self._tables: TableSession | None = None
         self._generations = Generations(Store(assignment.store))
         offerer = Offerer(assignment.host, assignment.key)
         known = identity(assignment, offerer.address)
@@ -85,6 +89,8 @@ class Worker:
         finally:
             if "_writer" in self.__dict__:
                 self._writer.close()
+            if self._tables is not None:
+                self._tables.close()
             agent.close()
             self._kit.offerer.close()
 
@@ -110,7 +116,7 @@ class Worker:
     def _take_part(self, enter: msg.Enter) -> Member:
         kit, generation = self._kit, enter.world.generation
         self._generation = generation
-        member = Member(kit, enter, lambda: self._writer)
+        member = Member(kit, enter, lambda: self._writer, self._tables_at(enter.shards))
         try:
             member.run()
         except Diverged as error:
@@ -131,6 +137,16 @@ class Worker:
             else:
                 kit.agent.rest(generation, kit.replica.standing())
         return member
+
+    def _tables_at(self, shards: Mapping[str, str]) -> TableSession | None:
+        """The run's tables, if it has any."""
+        strategy = self._kit.job.strategy
+        if self._tables is None and isinstance(strategy, Hybrid):
+            kit = self._kit
+            self._tables = TableSession(
+                kit.replica.model, kit.assignment.key, shards, kit.assignment.name, half=strategy.half
+            )  # fmt: skip
+        return self._tables
 
     def _close(self, member: Member) -> None:
         """At once, so that the others' collectives fail too and they need not wait to be told."""

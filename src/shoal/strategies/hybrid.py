@@ -1,0 +1,47 @@
+"""Tables in shards, and dense parameters with the workers: for recommenders, whose models are mostly tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from shoal.codecs import Codec
+from shoal.errors import ConfigError
+from shoal.strategies.allreduce import AllReduce, Reducer
+from shoal.tables.journal import Durability
+
+_MOST_SHARDS = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hybrid:
+    """Every step is one for all: gradients of dense parameters are averaged by ``dense``, and those of the rows of
+    ``shoal.Embedding`` modules are summed and applied by ``shards`` processes that hold them. Tables and parameters are
+    of one version: a step is committed with both, or done again with both.
+
+    ``durability``: ``log``: a shard that is killed loses nothing; ``snapshot``: the run goes back to the version that
+    was stored last. ``half``: rows travel as bfloat16.
+    """
+
+    dense: AllReduce = field(default_factory=AllReduce)
+    shards: int = 1
+    durability: Durability = "log"
+    half: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.shards <= _MOST_SHARDS:
+            raise ConfigError(f"shards must be from 1 to {_MOST_SHARDS}, not {self.shards}")
+        if self.durability not in ("log", "snapshot"):
+            raise ConfigError(f"durability must be log or snapshot, not {self.durability!r}")
+        if self.dense.delay:
+            raise ConfigError("with delay=1 dense parameters and tables would not be of one version; use delay=0")
+
+    @property
+    def codec(self) -> Codec | None:
+        """That of the dense gradients."""
+        return self.dense.codec
+
+    def bind(self, model: nn.Module) -> Reducer:
+        """The exchange of the dense part."""
+        return self.dense.bind(model)

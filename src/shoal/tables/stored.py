@@ -1,0 +1,126 @@
+"""What a journal leaves in its folder, read again: snapshots, logs, and the marks of steps.
+
+``snapshot-N.safetensors`` holds all tables and their applier at one moment, ``log-N`` what came after; ``marks.json``
+says for a step which snapshot and how much of its log make it up; ``tables.json`` which tables they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from safetensors import SafetensorError, safe_open
+
+from shoal.errors import ConfigError, StoreFault
+from shoal.tables.applying import Applier, InStep
+from shoal.tables.frame import Begin, decode
+from shoal.tables.image import Image
+from shoal.tables.log import read_records
+from shoal.tables.spec import TableSpec
+from shoal.tables.table import Table
+
+Marks = Mapping[int, tuple[int, int]]
+"""For a step: a snapshot's number, and bytes of its log."""
+
+
+class Contents(msgspec.Struct, frozen=True):
+    """Which tables a folder is of, and of how many lanes the job is that pushes."""
+
+    specs: list[dict[str, Any]]
+    num_lanes: int
+
+
+@dataclass(frozen=True)
+class JournalFolder:
+    """Where what is."""
+
+    path: Path
+
+    def snapshot(self, number: int) -> Path:
+        return self.path / f"snapshot-{number}.safetensors"
+
+    def log(self, number: int) -> Path:
+        return self.path / f"log-{number}"
+
+    def numbered(self, prefix: str) -> list[tuple[int, Path]]:
+        """Its files of a kind, with their numbers."""
+        found = []
+        for path in self.path.glob(f"{prefix}*"):
+            number = path.name.removeprefix(prefix).removesuffix(".safetensors")
+            if number.isdecimal():
+                found.append((int(number), path))
+        return found
+
+    def marks(self) -> dict[int, tuple[int, int]]:
+        path = self.path / "marks.json"
+        if not path.exists():
+            return {}
+        return {int(step): (where[0], where[1]) for step, where in json.loads(path.read_text()).items()}
+
+    def write_marks(self, marks: Marks) -> None:
+        self._replace("marks.json", json.dumps({str(step): where for step, where in marks.items()}).encode())
+
+    def contents(self) -> Contents | None:
+        """None if nothing has been opened there yet."""
+        path = self.path / "tables.json"
+        return msgspec.json.decode(path.read_bytes(), type=Contents) if path.exists() else None
+
+    def write_contents(self, specs: Sequence[TableSpec], num_lanes: int) -> None:
+        self._replace("tables.json", msgspec.json.encode(Contents([spec.record() for spec in specs], num_lanes)))
+
+    def _replace(self, name: str, data: bytes) -> None:
+        partial = self.path / f"{name}.partial"
+        try:
+            partial.write_bytes(data)
+            partial.replace(self.path / name)
+        except OSError as error:
+            raise StoreFault(f"{self.path / name} could not be written: {error}") from None
+
+
+def read_snapshot(path: Path, tables: Mapping[str, Table], applier: Applier) -> None:
+    """Have tables and applier stand as a snapshot says. ``StoreFault`` for one that is damaged, ``ConfigError`` for one
+    of other tables."""
+    try:
+        with safe_open(path, "np") as file:
+            meta: dict[str, Any] = {key: json.loads(text) for key, text in (file.metadata() or {}).items()}
+            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        standing, kept = meta["applier"], meta["tables"]
+    except (OSError, SafetensorError, json.JSONDecodeError, KeyError) as error:
+        raise StoreFault(f"the snapshot {path} cannot be read: {error}") from None
+    if set(kept) != set(tables):
+        raise ConfigError(f"{path} is of the tables {sorted(kept)}, not of {sorted(tables)}")
+    for name, table in tables.items():
+        own = {key.removeprefix(f"{name}/"): a for key, a in arrays.items() if key.rpartition("/")[0] == name}
+        table.apply(Image.of(kept[name], own))
+    applier.read(standing)
+
+
+def replay(bodies: Iterable[bytes], applier: Applier) -> None:
+    """Have an applier take what a log holds."""
+    for body in bodies:
+        entry = decode(body)
+        if isinstance(entry, Begin):
+            applier.begin(entry)
+        else:
+            applier.take(entry)
+
+
+def tables_at(path: Path, step: int) -> dict[str, Table]:
+    """The tables of a folder as of a step that was marked, for reading; the folder may be in use. ``StoreFault`` if it
+    does not hold them."""
+    folder = JournalFolder(path)
+    contents, marks = folder.contents(), folder.marks()
+    if contents is None or step not in marks:
+        raise StoreFault(f"{path} does not hold the tables of step {step}; it holds {sorted(marks) or 'none'}")
+    tables = {spec.name: Table(spec) for spec in map(TableSpec.read, contents.specs)}
+    applier = InStep(tables, contents.num_lanes)
+    number, until = marks[step]
+    if number:
+        read_snapshot(folder.snapshot(number), tables, applier)
+    replay(read_records(folder.log(number), until), applier)
+    applier.withdraw(step)
+    return tables

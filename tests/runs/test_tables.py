@@ -1,0 +1,92 @@
+"""Runs with tables: what faults do to them, that a version holds tables and parameters of one step, and reading them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import shoal
+from shoal.errors import ConfigError, StoreFault
+from shoal.launch.run import runs_folder
+from shoal.shards.reading import stored_tables
+from shoal.testing import FaultPlan
+from shoal.training.folder import RunFolder
+from tests.runs.tabled import GLOBAL_BATCH, NUM_SAMPLES, job
+
+pytestmark = pytest.mark.cluster
+
+QUIET = shoal.TrainOptions(quiet=True)
+STEPS = NUM_SAMPLES // GLOBAL_BATCH
+
+
+def tables_of(run: shoal.Run, step: int) -> dict[str, Any]:
+    """All that they hold, by id."""
+    stored = stored_tables(run.path, step)
+    found: dict[str, Any] = {}
+    for name in ("users", "tags", "counts"):
+        parts = [table.image().by_id() for table in stored.tables(name)]
+        rows = {int(i): row.tobytes() for part in parts for i, row in zip(part.ids[part.counts > 0], part.rows, strict=True)}
+        waiting = {int(i): int(n) for part in parts for i, n in zip(part.ids, part.counts, strict=True) if n < 0}
+        found[name] = rows, waiting
+    return found
+
+
+def run_of(plan: FaultPlan, name: str, workers: int = 3, **changes: Any) -> shoal.Run:
+    folder = RunFolder((runs_folder() / name).resolve())
+    with plan.befalling(folder) as inflicted:
+        run = shoal.train(dataclasses.replace(job, **changes), workers=workers, name=name, options=QUIET)
+    assert [hit.fault for hit in inflicted] == list(plan.faults)
+    assert run.outcome == "done"
+    return run
+
+
+def test_killed_shards_and_workers_change_no_bit_of_the_tables():
+    calm = run_of(FaultPlan(), "calm", workers=1)
+    plan = (
+        FaultPlan().kill(at_step=12, rank=1).kill_shard(at_step=30, number=1).kill(at_step=50)
+        .kill_shard(at_step=70, number=0).kill(at_step=71, rank=2).kill_coordinator(at_step=90)
+    )  # fmt: skip
+    stormy = run_of(plan, "stormy")
+    assert tables_of(stormy, STEPS) == tables_of(calm, STEPS)
+    model: Any = shoal.load_model(stormy, job=job)
+    counts = -model.counts(torch.arange(NUM_SAMPLES)).detach() * GLOBAL_BATCH
+    assert (counts == 1).all()
+    assert float(model.bias) == pytest.approx(-0.1 * STEPS, rel=1e-5)
+    assert shoal.account(stormy, job=job).lost == 0
+
+
+def test_a_run_that_is_resumed_goes_on_from_its_version_with_the_tables_of_that():
+    calm = run_of(FaultPlan(), "calm", workers=1)
+    first = run_of(FaultPlan(), "first", workers=2, epochs=None, steps=60)
+    assert tables_of(first, 50) != tables_of(first, 60)
+    for file in (first.path / "versions").glob("*60*/*.safetensors"):
+        file.write_bytes(b"damaged")
+    with pytest.raises(ConfigError, match="add --from-step 50"):
+        shoal.resume(first.name, job=job, options=QUIET)
+    done = shoal.resume(first.name, job=job, workers=3, from_step=50, settings=["epochs=1"], options=QUIET)
+    assert done.outcome == "done"
+    assert tables_of(done, STEPS) == tables_of(calm, STEPS)
+
+
+def test_a_run_evaluates_and_predicts_with_its_tables():
+    run = run_of(FaultPlan(), "read", workers=2)
+    trained = next(e for e in reversed(run.events) if e["kind"] == "evaluated")["figures"]
+    assert shoal.evaluate(run, job=job)["mean"] == pytest.approx(trained["mean"])
+    assert trained["mean"] != pytest.approx(shoal.evaluate(run, job=job, version=100)["mean"])
+    noted = [event for event in run.events if event["kind"] == "tables"]
+    assert sum(shard["table/counts"]["rows"] for shard in noted[-1]["shards"].values()) == NUM_SAMPLES
+    with pytest.raises(StoreFault, match="does not hold the tables of step 3"):
+        stored_tables(run.path, 3)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [(shoal.AllReduce(), "has no shards for them; use Hybrid"), (shoal.LocalSGD(sync_every_steps=4), "use Hybrid")],
+)
+def test_a_model_with_tables_needs_a_strategy_with_shards(strategy, message):
+    with pytest.raises(ConfigError, match=message):
+        shoal.train(dataclasses.replace(job, strategy=strategy), options=QUIET)
