@@ -52,10 +52,14 @@ if TYPE_CHECKING:
     from shoal.strategies import DiLoCo as DiLoCo
     from shoal.strategies import Hybrid as Hybrid
     from shoal.strategies import LocalSGD as LocalSGD
+    from shoal.strategies import ParameterServer as ParameterServer
     from shoal.tables import FTRL as FTRL
     from shoal.tables import SGD as SGD
     from shoal.tables import Adagrad as Adagrad
     from shoal.tables import Adam as Adam
+    from shoal.tables.consistency import Async as Async
+    from shoal.tables.consistency import Bounded as Bounded
+    from shoal.tables.consistency import Sync as Sync
 
 _HOMES = {
     "shoal.errors": (
@@ -69,8 +73,9 @@ _HOMES = {
     "shoal.comm.ddp": ("ddp_hook",),
     "shoal.optim": ("Nesterov",),
     "shoal.shards.embedding": ("Embedding", "EmbeddingBag"),
-    "shoal.strategies": ("AllReduce", "DiLoCo", "Hybrid", "LocalSGD"),
+    "shoal.strategies": ("AllReduce", "DiLoCo", "Hybrid", "LocalSGD", "ParameterServer"),
     "shoal.tables": ("FTRL", "SGD", "Adagrad", "Adam"),
+    "shoal.tables.consistency": ("Async", "Bounded", "Sync"),
 }  # fmt: skip
 
 __all__ = [name for names in _HOMES.values() for name in names]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -1,5 +1,5 @@
-"""A job with tables whose gradients are sums without rounding: whoever computes what, and however often it is begun, the
-tables of a version have the same bits. And one table counts how often each sample was committed."""
+"""A job with tables whose gradients are sums without rounding: whoever computes what, and however often it is begun,
+the tables of a version have the same bits. And one table counts how often each sample was committed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import shoal
-from shoal.metrics import Metric, Mean
+from shoal.metrics import Mean, Metric
 
 NUM_SAMPLES = int(os.environ.get("TABLED_SAMPLES", "4096"))
 STEP_S = float(os.environ.get("TABLED_STEP_S", "0.01"))

@@ -1,11 +1,10 @@
-"""Runs with tables: what faults do to them, that a version holds tables and parameters of one step, and reading them."""
+"""Runs with tables: what faults do to them, that a version holds tables and parameters of one step; reading them."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -29,7 +28,9 @@ def tables_of(run: shoal.Run, step: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in ("users", "tags", "counts"):
         parts = [table.image().by_id() for table in stored.tables(name)]
-        rows = {int(i): row.tobytes() for part in parts for i, row in zip(part.ids[part.counts > 0], part.rows, strict=True)}
+        rows = {
+            int(i): row.tobytes() for part in parts for i, row in zip(part.ids[part.counts > 0], part.rows, strict=True)
+        }
         waiting = {int(i): int(n) for part in parts for i, n in zip(part.ids, part.counts, strict=True) if n < 0}
         found[name] = rows, waiting
     return found
@@ -44,19 +45,41 @@ def run_of(plan: FaultPlan, name: str, workers: int = 3, **changes: Any) -> shoa
     return run
 
 
-def test_killed_shards_and_workers_change_no_bit_of_the_tables():
-    calm = run_of(FaultPlan(), "calm", workers=1)
-    plan = (
-        FaultPlan().kill(at_step=12, rank=1).kill_shard(at_step=30, number=1).kill(at_step=50)
-        .kill_shard(at_step=70, number=0).kill(at_step=71, rank=2).kill_coordinator(at_step=90)
-    )  # fmt: skip
-    stormy = run_of(plan, "stormy")
-    assert tables_of(stormy, STEPS) == tables_of(calm, STEPS)
-    model: Any = shoal.load_model(stormy, job=job)
+STORM = (
+    FaultPlan().kill(at_step=12, rank=1).kill_shard(at_step=30, number=1).kill(at_step=50)
+    .kill_shard(at_step=70, number=0).kill(at_step=71, rank=2).kill_coordinator(at_step=90)
+)  # fmt: skip
+
+
+def check_counts(run: shoal.Run) -> Any:
+    """Each sample was committed once; the model."""
+    model: Any = shoal.load_model(run, job=job)
     counts = -model.counts(torch.arange(NUM_SAMPLES)).detach() * GLOBAL_BATCH
     assert (counts == 1).all()
-    assert float(model.bias) == pytest.approx(-0.1 * STEPS, rel=1e-5)
-    assert shoal.account(stormy, job=job).lost == 0
+    assert shoal.account(run, job=job).lost == 0
+    return model
+
+
+@pytest.mark.parametrize(
+    "strategy", [shoal.Hybrid(shards=2), shoal.ParameterServer(shoal.Sync(), shards=2, round_steps=4)],
+    ids=["hybrid", "parameter server in step"],
+)  # fmt: skip
+def test_killed_shards_and_workers_change_no_bit_of_the_tables(strategy):
+    calm = run_of(FaultPlan(), "calm", workers=1)
+    stormy = run_of(STORM, "stormy", strategy=strategy)
+    assert tables_of(stormy, STEPS) == tables_of(calm, STEPS)
+    model = check_counts(stormy)
+    assert model.bias.item() == pytest.approx(-0.1 * STEPS, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "consistency", [shoal.Async(), shoal.Async(max_in_flight=3), shoal.Bounded(2)],
+    ids=["async", "async, 3 in flight", "bounded"],
+)  # fmt: skip
+def test_without_waiting_for_each_other_each_sample_is_applied_once(consistency):
+    strategy = shoal.ParameterServer(consistency, shards=2, round_steps=4)
+    model = check_counts(run_of(STORM, "stormy", strategy=strategy))
+    assert model.bias.item() == pytest.approx(-0.1 * STEPS, rel=1e-5)
 
 
 def test_a_run_that_is_resumed_goes_on_from_its_version_with_the_tables_of_that():
@@ -85,7 +108,10 @@ def test_a_run_evaluates_and_predicts_with_its_tables():
 
 @pytest.mark.parametrize(
     ("strategy", "message"),
-    [(shoal.AllReduce(), "has no shards for them; use Hybrid"), (shoal.LocalSGD(sync_every_steps=4), "use Hybrid")],
+    [
+        (shoal.AllReduce(), "no shards for them; use Hybrid or ParameterServer"),
+        (shoal.LocalSGD(sync_every_steps=4), "use Hybrid"),
+    ],
 )
 def test_a_model_with_tables_needs_a_strategy_with_shards(strategy, message):
     with pytest.raises(ConfigError, match=message):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import zmq
@@ -155,15 +155,17 @@ class Calls:
         self._send(self._last)
         return self._last
 
-    def wait(self, number: int, timeout_s: float) -> Sequence[memoryview]:
-        """Its answer. ``LinkFault`` if none comes in time; it may still be waited for."""
+    def wait(self, number: int, timeout_s: float, check: Callable[[], None] = lambda: None) -> Sequence[memoryview]:
+        """Its answer. ``LinkFault`` if none comes in time; it may still be waited for. ``check`` is called now and
+        then, and may raise."""
         deadline_s = time.monotonic() + timeout_s
         while number not in self._answers:
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
                 to = self._open[number].to
                 raise LinkFault(f"{to} at {self._addresses.get(to)} did not answer within {timeout_s:g} s")
-            self._turn(min(left_s, _TICK_S))
+            if not self._turn(min(left_s, _TICK_S)):
+                check()
         return self._answers.pop(number)
 
     def has(self, number: int) -> bool:
@@ -177,7 +179,8 @@ class Calls:
             self._open.pop(number, None)
             self._answers.pop(number, None)
 
-    def _turn(self, timeout_s: float) -> None:
+    def _turn(self, timeout_s: float) -> bool:
+        """Take what comes; whether anything did."""
         ready = self._poller.poll(max(0, round(timeout_s * 1000)))
         for socket, _ in ready:
             self._receive(socket)
@@ -190,6 +193,7 @@ class Calls:
             for number, entry in self._open.items():
                 if entry.asked_at_s < late_s:
                     self._send(number)
+        return bool(ready)
 
     def _receive(self, socket: zmq.Socket[bytes]) -> None:
         while socket.getsockopt(zmq.EVENTS) & _POLLIN:  # type: ignore[operator]

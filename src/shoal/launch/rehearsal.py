@@ -18,7 +18,7 @@ from shoal.job import Job, describe, hash_job, load_job, override, parse_setting
 from shoal.lanes import Order
 from shoal.shards.embedding import embeddings_of, specs_of
 from shoal.sources import Source
-from shoal.strategies import Hybrid
+from shoal.strategies import Hybrid, ParameterServer
 from shoal.training.computing import loss_of
 from shoal.training.kit import plan_steps
 from shoal.training.replica import Replica
@@ -68,9 +68,13 @@ def rehearse(job: Job) -> None:
 
 def _check_tables(job: Job, replica: Replica) -> None:
     specs = specs_of(embeddings_of(replica.model))
-    if specs and not isinstance(job.strategy, Hybrid):
+    if specs and not isinstance(job.strategy, Hybrid | ParameterServer):
         kind = type(job.strategy).__name__
-        raise ConfigError(f"the model has tables ({specs[0].name}, …), and {kind} has no shards for them; use Hybrid()")
+        raise ConfigError(
+            f"the model has tables ({specs[0].name}, …), and {kind} no shards for them; use Hybrid or ParameterServer"
+        )
+    if isinstance(job.strategy, ParameterServer) and (job.schedule is not None or job.clip_norm is not None):
+        raise ConfigError("with ParameterServer the shards update parameters: they know no schedule and no clip_norm")
     if not specs and isinstance(job.strategy, Hybrid):
         raise ConfigError("strategy=Hybrid is for models with shoal.Embedding or EmbeddingBag, and this one has none")
 

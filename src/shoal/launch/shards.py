@@ -34,6 +34,13 @@ def num_shards(record: Mapping[str, Any]) -> int:
     return int((record["job"].get("strategy") or {}).get("shards", 0))
 
 
+def _consistency(strategy: Mapping[str, Any]) -> str:
+    """As a shard's order has it."""
+    told = strategy.get("consistency") or {"kind": "Sync"}
+    kind = str(told["kind"]).lower()
+    return f"{kind}:{told['steps']}" if kind == "bounded" else kind
+
+
 class ShardCrew:
     """The shards that a run's record asks for, on the fleet's places in turn."""
 
@@ -46,7 +53,8 @@ class ShardCrew:
             for number, name in enumerate(names):
                 place = places[number % len(places)]
                 order = Order(
-                    name=name, folder=str(folder.path / "shards" / name), shards=names, consistency="sync",
+                    name=name, folder=str(folder.path / "shards" / name), shards=names,
+                    consistency=_consistency(strategy),
                     num_lanes=record["job"]["num_lanes"], durability=strategy["durability"], host=place.address,
                     key_path=str(folder.key_path),
                 )  # fmt: skip

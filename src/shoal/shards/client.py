@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,6 +66,8 @@ class Client:
     ) -> None:  # fmt: skip
         self.buckets = buckets
         self.worker = worker
+        self.check: Callable[[], None] = lambda: None
+        """Called now and then while an answer is waited for; it may raise."""
         self.staleness: Counter[int] = Counter()
         """How many pulls were how many steps stale."""
         self._calls = Calls(key, addresses)
@@ -147,7 +149,7 @@ class Client:
             rows = _as(answer, msg.Rows)
             staleness = max(staleness, rows.staleness)
             raw = np.frombuffer(joined(frames), np.uint16 if rows.half else np.float32).reshape(-1, dim)
-            values: Weights = doubled(raw) if rows.half else raw
+            values: Any = doubled(raw) if rows.half else raw
             if pulling.order is None:
                 out = values
             else:
@@ -178,8 +180,8 @@ class Client:
             pushing.tickets[shard] = self._calls.ask(shard, head, *pieces(body))
 
     def settle(self, pushing: Pushing) -> set[Verdict]:
-        """Wait until all shards have acknowledged a push: what they found it to be. ``Fault`` for a zombie's, or one that
-        does not continue its lanes; ``Diverged`` and ``ConfigError`` for one that cannot be applied."""
+        """Wait until all shards have acknowledged a push: what they found it to be. ``Fault`` for a zombie's, or one
+        that does not continue its lanes; ``Diverged`` and ``ConfigError`` for one that cannot be applied."""
         for _ in range(_MOST_MAPS):
             try:
                 return self._settle(pushing)
@@ -210,7 +212,7 @@ class Client:
         }  # fmt: skip
 
     def _wait(self, ticket: int) -> Sequence[memoryview]:
-        return self._calls.wait(ticket, self._patience_s)
+        return self._calls.wait(ticket, self._patience_s, self.check)
 
     def _checked(self, head: memoryview, tickets: Any) -> msg.Answer:
         answer: msg.Answer = _DECODER.decode(head)

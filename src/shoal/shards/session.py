@@ -2,39 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from shoal.comm.keys import JobKey
 from shoal.errors import Diverged
 from shoal.shards.client import Client, Pushing
 from shoal.shards.embedding import embeddings_of, parts_of, specs_of
-from shoal.tables.buckets import BucketMap
-from shoal.tables.frame import Push
+from shoal.tables import TableSpec
+from shoal.tables.frame import Part, Push
 
 
 class TableSession:
-    """Serves the embeddings of ``model`` from shards at ``addresses``. One step at a time: ``step`` is the one that
-    pulls are for; ``push`` what backward left, ``settle``, and go on."""
+    """Serves the embeddings of ``model`` from shards. ``step`` is the one that pulls are for. One push at a time:
+    ``push`` what backward left, ``settle``, and go on; or several: ``send``, and ``settled``."""
 
-    def __init__(self, model: nn.Module, key: JobKey, addresses: Mapping[str, str], worker: str, *, half: bool) -> None:
+    def __init__(self, model: nn.Module, client: Client, specs: Sequence[TableSpec] = ()) -> None:
+        """``specs``: tables besides those of the model's embeddings."""
         self.step = 0
         self._modules = embeddings_of(model)
-        self._client = Client(key, BucketMap.even(sorted(addresses)), addresses, worker=worker, half=half)
+        self._specs = [*specs_of(self._modules), *specs]
+        self._client = client
         self._pushing: Pushing | None = None
         self._is_open = False
         self._generation = 0
         for module in self._modules:
             module.source = self
 
-    def begin(self, generation: int, base: int) -> None:
-        """Take part in a generation from step ``base`` on, where the shards then stand. ``Fault`` if they cannot."""
+    def begin(self, generation: int, base: int, check: Callable[[], None]) -> None:
+        """Take part in a generation from step ``base`` on, where the shards then stand; -1: wherever they stand.
+        ``check`` is called while shards are waited for, and may raise. ``Fault`` if they cannot stand there."""
+        self._client.check = check
         if not self._is_open:
-            self._client.open(specs_of(self._modules))
+            self._client.open(self._specs)
             self._is_open = True
         self._pushing, self._generation, self.step = None, generation, base
         self._client.begin(generation, base)
@@ -45,18 +48,34 @@ class TableSession:
 
     def push(self, lanes: Sequence[int], *, keep: bool = True) -> None:
         """Send this step's gradients of these lanes; ``keep=False``: none, for they are no numbers."""
-        parts = parts_of(self._modules)
-        if lanes:
-            spans = dict.fromkeys(lanes, (self.step, self.step + 1))
-            self._pushing = self._client.send(Push(self._generation, spans, parts if keep else []))
+        if lanes and keep:
+            self._pushing = self.send(lanes)
+        elif lanes:
+            parts_of(self._modules)
+            self._pushing = self._send(lanes, [])
+
+    def send(self, lanes: Sequence[int], more: Sequence[Part] = ()) -> Pushing:
+        """Send this step's gradients of these lanes, and ``more``; ``settled`` waits for it."""
+        return self._send(lanes, [*parts_of(self._modules), *more])
+
+    def _send(self, lanes: Sequence[int], parts: Sequence[Part]) -> Pushing:
+        return self._client.send(Push(self._generation, dict.fromkeys(lanes, (self.step, self.step + 1)), parts))
+
+    def settled(self, pushing: Pushing) -> None:
+        """Wait until all shards have what was sent. ``Diverged`` and other faults if they refuse it."""
+        self._client.settle(pushing)
+
+    def steps_done(self, lanes: Sequence[int]) -> dict[int, list[int]]:
+        """How many steps of each of these lanes each shard has taken."""
+        books = [standing.cursors for standing in self._client.standings().values()]
+        return {lane: [book.get(lane, 0) for book in books] for lane in lanes}
 
     def settle(self) -> Diverged | None:
         """Wait until the shards have this step's: what they refuse it for, if it is not finite. ``Fault``."""
         pushing, self._pushing = self._pushing, None
-        if pushing is None:
-            return None
         try:
-            self._client.settle(pushing)
+            if pushing is not None:
+                self.settled(pushing)
         except Diverged as error:
             return error
         return None

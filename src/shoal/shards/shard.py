@@ -18,7 +18,7 @@ from shoal.comm.keys import JobKey
 from shoal.errors import Bug, ConfigError, ShoalError
 from shoal.shards import messages as msg
 from shoal.tables import TableSpec
-from shoal.tables.applying import NOW, AtOnce
+from shoal.tables.applying import NOW
 from shoal.tables.batches import halved
 from shoal.tables.buckets import BucketMap
 from shoal.tables.consistency import Bounded
@@ -227,8 +227,7 @@ class Shard:
         if self._journal.torn is not None:
             figures["torn"] = {"bytes": self._journal.torn.num_bytes, "reason": self._journal.torn.reason}
         applier = self._journal.applier
-        cursors = dict(applier.book.cursors) if isinstance(applier, AtOnce) else {}
-        return msg.Standing(self.name, applier.step, applier.generation, cursors, figures)
+        return msg.Standing(self.name, applier.step, applier.generation, applier.cursors(), figures)
 
     def _answer(self, question: Question, head: msg.Answer, *frames: Frame) -> None:
         self._answerer.answer(question, _ENCODER.encode(head), *frames)

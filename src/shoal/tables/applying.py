@@ -21,6 +21,8 @@ Weights = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 NOW = -1
 """A read of the newest, whichever step that is."""
+ANYWHERE = -1
+"""The base of a generation that goes on wherever each lane is: what has come of a step stays."""
 
 
 class Applier(Protocol):
@@ -33,6 +35,10 @@ class Applier(Protocol):
 
     @property
     def generation(self) -> int: ...
+
+    def cursors(self) -> dict[int, int]:
+        """So many steps of each lane have come."""
+        ...
 
     def judge(self, push: Push) -> Verdict:
         """What becomes of it."""
@@ -101,6 +107,9 @@ class AtOnce:
     def generation(self) -> int:
         return self.book.generation
 
+    def cursors(self) -> dict[int, int]:
+        return dict(self.book.cursors)
+
     def judge(self, push: Push) -> Verdict:
         return self.book.judge(push.generation, push.lanes)
 
@@ -158,6 +167,10 @@ class InStep:
         self.step = 0
         self.generation = 0
 
+    def cursors(self) -> dict[int, int]:
+        staged = {lane for push in self._stage for lane in push.lanes}
+        return {lane: self.step + (lane in staged) for lane in range(self._num_lanes)}
+
     def judge(self, push: Push) -> Verdict:
         if push.generation != self.generation:
             return Verdict.ZOMBIE if push.generation < self.generation else Verdict.AMISS
@@ -195,13 +208,15 @@ class InStep:
     def may_begin(self, begin: Begin) -> Verdict:
         if begin.generation <= self.generation:
             return Verdict.KNOWN if begin.generation == self.generation else Verdict.ZOMBIE
-        is_here = begin.base == self.step or (begin.base == self.step - 1 and self._last is not None)
+        is_here = begin.base in (self.step, ANYWHERE) or (begin.base == self.step - 1 and self._last is not None)
         return Verdict.NEW if is_here else Verdict.AMISS
 
     def begin(self, begin: Begin) -> None:
-        self.generation, self._stage = begin.generation, []
-        if begin.base < self.step:
-            self._undo()
+        self.generation = begin.generation
+        if begin.base != ANYWHERE:
+            self._stage = []
+            if begin.base < self.step:
+                self._undo()
 
     def _undo(self) -> Sequence[Push]:
         assert self._last is not None

@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from shoal.errors import ConfigError, Diverged, StoreFault
 from shoal.tables.applying import NOW, applier_for
 from shoal.tables.book import Verdict
-from shoal.tables.consistency import Async, Consistency
+from shoal.tables.consistency import Async, Consistency, Sync
 from shoal.tables.frame import Begin, Part, Push
 from shoal.tables.log import Log, Torn, read_records
 from shoal.tables.spec import TableSpec
@@ -58,7 +58,7 @@ class Journal:
         self.keeping = keeping
         self._folder = JournalFolder(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder.write_contents(specs, keeping.num_lanes)
+        self._folder.write_contents(specs, keeping.num_lanes, in_step=isinstance(keeping.consistency, Sync))
         self._number = max((number for number, _ in self._folder.numbered("snapshot-")), default=0)
         self._marks = self._folder.marks()
         if self._number:
@@ -125,7 +125,8 @@ class Journal:
         """Remember how it stands, for a generation that begins at ``step``, and forget what was marked before but for
         ``keep``. It costs no copy: a snapshot that is there already and a part of its log make up a mark; only without
         a log is a snapshot taken. ``ConfigError`` for a step that the tables do not stand at; ``StoreFault``."""
-        if not step <= self.applier.step <= step + 1:
+        most = step + 1 if isinstance(self.keeping.consistency, Sync) else self.applier.step
+        if not step <= self.applier.step <= most:
             raise ConfigError(f"the tables are at step {self.applier.step}, and step {step} was to be marked")
         if self.keeping.durability == "log":
             self._log.flush()

@@ -16,7 +16,8 @@ import msgspec
 from safetensors import SafetensorError, safe_open
 
 from shoal.errors import ConfigError, StoreFault
-from shoal.tables.applying import Applier, InStep
+from shoal.tables.applying import Applier, applier_for
+from shoal.tables.consistency import Async, Sync
 from shoal.tables.frame import Begin, decode
 from shoal.tables.image import Image
 from shoal.tables.log import read_records
@@ -28,10 +29,11 @@ Marks = Mapping[int, tuple[int, int]]
 
 
 class Contents(msgspec.Struct, frozen=True):
-    """Which tables a folder is of, and of how many lanes the job is that pushes."""
+    """Which tables a folder is of, of how many lanes the job is that pushes, and whether those take steps together."""
 
     specs: list[dict[str, Any]]
     num_lanes: int
+    in_step: bool
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,9 @@ class JournalFolder:
         path = self.path / "tables.json"
         return msgspec.json.decode(path.read_bytes(), type=Contents) if path.exists() else None
 
-    def write_contents(self, specs: Sequence[TableSpec], num_lanes: int) -> None:
-        self._replace("tables.json", msgspec.json.encode(Contents([spec.record() for spec in specs], num_lanes)))
+    def write_contents(self, specs: Sequence[TableSpec], num_lanes: int, *, in_step: bool) -> None:
+        contents = Contents([spec.record() for spec in specs], num_lanes, in_step)
+        self._replace("tables.json", msgspec.json.encode(contents))
 
     def _replace(self, name: str, data: bytes) -> None:
         partial = self.path / f"{name}.partial"
@@ -117,7 +120,7 @@ def tables_at(path: Path, step: int) -> dict[str, Table]:
     if contents is None or step not in marks:
         raise StoreFault(f"{path} does not hold the tables of step {step}; it holds {sorted(marks) or 'none'}")
     tables = {spec.name: Table(spec) for spec in map(TableSpec.read, contents.specs)}
-    applier = InStep(tables, contents.num_lanes)
+    applier = applier_for(Sync() if contents.in_step else Async(), tables, contents.num_lanes)
     number, until = marks[step]
     if number:
         read_snapshot(folder.snapshot(number), tables, applier)

@@ -15,6 +15,8 @@ from shoal.evaluation import evaluate
 from shoal.lanes import Ledger
 from shoal.membership import Lanes, Origin, Standing
 from shoal.shards.session import TableSession
+from shoal.strategies import Served
+from shoal.tables.applying import ANYWHERE, NOW
 from shoal.training.agent import Order
 from shoal.training.computing import Ballot, Computer, Engine, Scene, number_of
 from shoal.training.healing import Shadow
@@ -26,6 +28,7 @@ from shoal.training.replica import pack
 from shoal.training.rollcall import Call, Roll
 from shoal.training.round import Round
 from shoal.training.scribe import Scribe
+from shoal.training.served import ServedComputer
 from shoal.versions import BackgroundWriter, Failed, Saved
 
 _COPY_SILENCE_S = 10.0
@@ -143,14 +146,23 @@ class Member:
             self._kit, self.group, self._world.members, self._ballot, Meter(self.group), self._tables
         )  # fmt: skip
         if self._tables is not None:
-            self._tables.begin(self._world.generation, self._world.base.step)
+            base = ANYWHERE if self._is_served else self._world.base.step
+            self._tables.begin(self._world.generation, base, self.group.check)
             if self._leader:
                 self._tell_tables()
-        engine = LocalComputer if self._kit.replica.is_local else Computer
-        self._engine = engine(self._scene, self._step)
+        self._engine = self._new_engine()
         if self._leader:
             self._scribe = Scribe(job, self._kit.replica, self._writer(), SystemClock())
         self._engine.deal(self._lanes)
+
+    @property
+    def _is_served(self) -> bool:
+        return isinstance(self._kit.replica.session, Served)
+
+    def _new_engine(self) -> Engine:
+        if self._is_served:
+            return ServedComputer(self._scene, self._step)
+        return (LocalComputer if self._kit.replica.is_local else Computer)(self._scene, self._step)
 
     # One round
 
@@ -354,7 +366,7 @@ class Member:
         self._evaluated_step = self._step
         kit.agent.at("evaluate")
         if self._tables is not None:
-            self._tables.step = self._step
+            self._tables.step = NOW if self._is_served else self._step
         lanes = self._lanes.get(self._name, ())
         with kit.replica.committed():
             figures = evaluate(kit.job, kit.replica.model, kit.test_reader, lanes, group.all_gather, group.check)

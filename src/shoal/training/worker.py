@@ -15,8 +15,10 @@ from shoal.comm.reach import unreachable
 from shoal.comm.transfer import Offerer
 from shoal.errors import ConfigError, Diverged, Fault, Halted, ShoalError, StoreFault
 from shoal.job import Job
+from shoal.shards.client import Client
 from shoal.shards.session import TableSession
-from shoal.strategies import Hybrid
+from shoal.strategies import Hybrid, ParameterServer, Served
+from shoal.tables.buckets import BucketMap
 from shoal.training.agent import Agent
 from shoal.training.generations import Generations
 from shoal.training.kit import Assignment, Kit, plan_steps
@@ -120,7 +122,11 @@ class Worker:
         try:
             member.run()
         except Diverged as error:
-            self._stop_diverged(member, generation, error)
+            if isinstance(kit.replica.session, Served):  # the others do not know of it
+                self._close(member)
+                self._fail(member, error)
+            else:
+                self._stop_diverged(member, generation, error)
         except StoreFault as error:
             self._close(member)
             self._fail(member, error)
@@ -141,11 +147,12 @@ class Worker:
     def _tables_at(self, shards: Mapping[str, str]) -> TableSession | None:
         """The run's tables, if it has any."""
         strategy = self._kit.job.strategy
-        if self._tables is None and isinstance(strategy, Hybrid):
-            kit = self._kit
-            self._tables = TableSession(
-                kit.replica.model, kit.assignment.key, shards, kit.assignment.name, half=strategy.half
-            )  # fmt: skip
+        if self._tables is None and isinstance(strategy, Hybrid | ParameterServer):
+            replica, own = self._kit.replica, self._kit.assignment
+            buckets = BucketMap.even(sorted(shards, key=lambda name: int(name[1:])))
+            client = Client(own.key, buckets, shards, worker=own.name, half=strategy.half)
+            dense = replica.session.specs if isinstance(replica.session, Served) else []
+            self._tables = TableSession(replica.model, client, dense)
         return self._tables
 
     def _close(self, member: Member) -> None:
