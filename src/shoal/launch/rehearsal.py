@@ -19,6 +19,7 @@ from shoal.lanes import Order
 from shoal.shards.embedding import embeddings_of, specs_of
 from shoal.sources import Source
 from shoal.strategies import Hybrid, ParameterServer
+from shoal.tables import batches
 from shoal.training.computing import loss_of
 from shoal.training.kit import plan_steps
 from shoal.training.replica import Replica
@@ -29,14 +30,16 @@ _SAMPLES = 2
 def prepared(path: Path, settings: Sequence[str]) -> tuple[Job, str]:
     """The file's job with the settings, and the digest of its code."""
     job = override(load_job(path), parse_settings(settings))
-    compile_codec(job)
+    compile_loops(job)
     return job, hash_job(path)
 
 
-def compile_codec(job: Job) -> None:
-    """So that no step waits for it; workers that are forked from here find it compiled."""
+def compile_loops(job: Job) -> None:
+    """So that no step waits for it; workers that are forked from here find them compiled."""
     if job.strategy.codec is not None:
         warm_up(job.strategy.codec)
+    if isinstance(job.strategy, Hybrid | ParameterServer):
+        batches.warm_up()
 
 
 def about(job: Job, job_hash: str, settings: Sequence[str] = ()) -> dict[str, Any]:

@@ -335,7 +335,7 @@ def _fleet_of_value(job: Job, settings: Sequence[str]) -> LocalFleet:
     def load() -> tuple[Any, dict[str, Any]]:
         warm_up()
         from shoal.job import override, parse_settings
-        from shoal.launch.rehearsal import about, compile_codec
+        from shoal.launch.rehearsal import about, compile_loops
 
         changed = override(job, parse_settings(settings))
         if (changed.num_threads or 1) > 1:
@@ -343,7 +343,7 @@ def _fleet_of_value(job: Job, settings: Sequence[str]) -> LocalFleet:
                 f"num_threads={changed.num_threads} needs a job file: workers of a job from Python are forks of this"
                 " process, and have one thread each"
             )
-        compile_codec(changed)
+        compile_loops(changed)
         return changed, about(changed, f"pid-{os.getpid()}", settings)
 
     return LocalFleet.of_value(load)

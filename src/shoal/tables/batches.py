@@ -114,3 +114,12 @@ def doubled(halves: Any) -> Any:
         for j in range(halves.shape[1]):
             words[i, j] = np.uint32(halves[i, j]) << np.uint32(16)
     return out
+
+
+def warm_up() -> None:
+    """Have these loops compiled, or found on disk, before a process is forked that needs them."""
+    ids, rows = np.arange(2), np.zeros((2, 1), np.float32)
+    unique, inverse = distinct(ids)
+    sums(rows, inverse, len(unique))
+    by_owner(ids, np.zeros(1 << 12, np.int32), 1)
+    doubled(halved(rows))

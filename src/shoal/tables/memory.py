@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import mmap
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from shoal.errors import ConfigError
+
+_LARGE_BYTES = 1 << 23
+"""From here on large pages are asked for: rows are read at random, and each small page is one more thing to look up."""
 
 
 def zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
@@ -22,6 +26,9 @@ def zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
             f"a table was to reserve {num_bytes} bytes of memory, and the kernel says: {error}; give it a smaller "
             "budget"
         ) from None
+    if num_bytes >= _LARGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without them
+            room.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(room, kind, num_bytes // kind.itemsize).reshape(shape)
 
 
