@@ -11,7 +11,7 @@ import pytest
 from shoal.comm.keys import JobKey
 from shoal.errors import ConfigError, Diverged, Fault, LinkFault
 from shoal.shards.client import Client
-from shoal.tables import Adagrad, Adam, Table, TableSpec
+from shoal.tables import Adagrad, Adam, Table, TableSpec, kernels
 from shoal.tables.batches import buckets_of, distinct, sums
 from shoal.tables.book import Verdict
 from shoal.tables.buckets import BucketMap
@@ -204,7 +204,10 @@ def test_buckets_are_dealt_evenly_and_move_no_more_than_they_must():
     assert set(relief) == {"a"} and set(relief["a"]) == {"b"}
 
 
-def test_the_bucket_of_an_id_is_that_of_its_place():
-    ids = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, 1000)
+def test_the_ids_of_a_shard_are_spread_over_all_places_of_its_index():
+    ids = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, 100_000)
     buckets = buckets_of(ids)
-    assert buckets.min() >= 0 and buckets.max() < 4096 and len(set(buckets.tolist())) > 800
+    assert buckets.min() >= 0 and buckets.max() < 4096
+    for own in (buckets < 1024, buckets >= 3072):
+        homes = np.array([kernels._home(int(i), 1000) for i in ids[own]])
+        assert np.histogram(homes, 10, (0, 1000))[0].min() > 0.8 * len(homes) / 10

@@ -14,12 +14,13 @@ from numpy import uint64 as u64
 from shoal.compiling import kernel
 from shoal.tables.kernels import mix
 from shoal.tables.prefetch import prefetch
+from shoal.tables.spec import NUM_BUCKETS
 
 Ids = npt.NDArray[np.int64]
 Index = npt.NDArray[np.int32]
 
 _AHEAD = 12
-_TO_BUCKET = u64(52)
+_BUCKETS = u64(NUM_BUCKETS - 1)
 
 
 def distinct(ids: Ids) -> tuple[Ids, Index]:
@@ -65,10 +66,10 @@ def _add_up(gradients: Any, inverse: Any, out: Any) -> None:
 
 @kernel
 def buckets_of(ids: Any) -> Any:
-    """(n,) ids -> (n,) int32 buckets: the first 12 bits of their hashes."""
+    """(n,) ids -> (n,) int32 buckets: the last 12 bits of their hashes, for the first tell an id's place."""
     out = np.empty(ids.size, i32)
     for i in range(ids.size):
-        out[i] = i32(mix(u64(ids[i])) >> _TO_BUCKET)
+        out[i] = i32(mix(u64(ids[i])) & _BUCKETS)
     return out
 
 
@@ -79,7 +80,7 @@ def by_owner(ids: Any, owners: Any, num: int) -> Any:
     mine = np.empty(ids.size, i32)
     starts = np.zeros(num + 1, i64)
     for i in range(ids.size):
-        mine[i] = owners[i64(mix(u64(ids[i])) >> _TO_BUCKET)]
+        mine[i] = owners[i64(mix(u64(ids[i])) & _BUCKETS)]
         starts[mine[i] + 1] += 1
     for k in range(num):
         starts[k + 1] += starts[k]

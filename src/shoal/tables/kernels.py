@@ -1,8 +1,8 @@
 """A table's loops, compiled. Each has a slow twin in ``shoal.testing.tables``, and the same bits.
 
 An index is an open-addressing table with linear probing. An id's first place is its hash, scaled to the capacity: so
-places are in the order of hashes, a bucket of ids is a run of them, and to grow is to copy in order. While an index
-grows there are two; what is not found in the new one is looked for in the old one.
+places are in the order of hashes, and to grow is to copy in order. While an index grows there are two; what is not
+found in the new one is looked for in the old one.
 
 ``ref`` of a place: 0 for an empty one, r + 1 for row r, -n for an id that was pushed n times and has no row yet, and
 ``GRAVE`` for one whose id was removed.

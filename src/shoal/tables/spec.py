@@ -12,7 +12,7 @@ from shoal.lanes.hashing import key_of
 from shoal.tables.rules import RULES, Adagrad, Rule
 
 NUM_BUCKETS = 4096
-"""Ids fall into so many buckets by the first bits of their hash."""
+"""Ids fall into so many buckets by the last bits of their hash."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}")
 _WIDEST = 65_536
