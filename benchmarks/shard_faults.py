@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-
 from benchmarks.accuracy_traces import table as text_table
 from benchmarks.machine import REPOSITORY, finish, median_and_spread
 from benchmarks.trials import Trial, trial
@@ -99,7 +98,9 @@ def pushes_again() -> dict[str, bool]:
 
             def push(generation: int, step: int) -> set[Verdict]:
                 gradient = np.full((1, 1), -1.0, np.float32)
-                return client.settle(client.send(Push(generation, {0: (step, step + 1)}, [Part("rows", one, gradient)])))
+                return client.settle(
+                    client.send(Push(generation, {0: (step, step + 1)}, [Part("rows", one, gradient)]))
+                )
 
             first = [push(1, step) for step in range(3)] == [{Verdict.NEW}] * 3
             twice = push(1, 2) == {Verdict.KNOWN}

@@ -1,5 +1,8 @@
-"""One worker of torch's DistributedDataParallel on the task of ``benchmarks.sparse_job``: with a dense gradient of the
-table, or a sparse one. With a world size of 1 it is the plain loop. Rank 0 prints seconds a step and the AUC as JSON."""
+"""One worker of torch's DistributedDataParallel on the task of ``benchmarks.sparse_job``.
+
+With a dense gradient of the table, or a sparse one; with a world size of 1 it is the plain loop. Rank 0 writes seconds
+a step and the AUC to ``FOLDER/result.json``.
+"""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
 python -m benchmarks.staleness [--quick]
 
 ``Sync``, ``Bounded`` by 1, 4 and 16 steps, and ``Async``. Time counts from the first step on; the loss is the mean of a
-round of 100 steps, all workers' samples, as the event log tells it. Staleness is what the shard has counted: by how many
-steps the lane that was furthest behind was behind the step that a pull was for.
+round of 100 steps, all workers' samples, as the event log tells it. Staleness is what the shard has counted: by how
+many steps the lane that was furthest behind was behind the step that a pull was for.
 """
 
 from __future__ import annotations
@@ -65,12 +65,10 @@ def course(name: str, folder: Path, steps: int, repeat: int) -> Course:
 
 def draw(path: Path, courses: Mapping[str, Course], target: float) -> None:
     """Loss over time."""
-    import matplotlib as mpl
+    from matplotlib.figure import Figure
 
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    figure = Figure(figsize=(7, 4.5))
+    axes = figure.subplots()
     for name, found in courses.items():
         axes.plot(found.at_s, found.losses, marker=".", label=name)
     axes.axhline(target, color="grey", linewidth=0.8)
@@ -81,7 +79,6 @@ def draw(path: Path, courses: Mapping[str, Course], target: float) -> None:
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 def main() -> None:
