@@ -126,6 +126,64 @@ TABLES: Mapping[str, tuple[str, Sequence[Figure]]] = {
             Figure(key="samples_repeated", meaning="samples repeated", at_most=0),
         ),
     ),
+    "table": (
+        "A table of rows of 16 on one thread",
+        (
+            Figure(key="adagrad_pull_ours_rows_per_s_100000", meaning="rows pulled a second, 100,000 at once"),
+            Figure(key="adagrad_push_ours_rows_per_s_100000", meaning="rows pushed a second, with Adagrad"),
+            Figure(key="adagrad_push_torch_rows_per_s_100000", meaning="torch's sparse Adagrad: rows a second"),
+            Figure(key="bytes_per_row", meaning="bytes a row, of which 128 are weights and slots", at_most=168),
+            Figure(
+                key="longest_pause_ms", meaning="the longest push while it grows to 10 million rows: ms", at_most=50
+            ),
+            Figure(key="delta_vs_full", meaning="a delta of 1 %: times smaller and faster than all", at_least=20),
+        ),
+    ),
+    "sparse": (
+        "One shard over loopback, encrypted, each push in its log",
+        (
+            Figure(key="pull_rows_per_s", meaning="rows pulled a second, 100,000 at once", at_least=4e6),
+            Figure(key="push_rows_per_s", meaning="rows pushed a second, with Adagrad", at_least=2e6),
+            Figure(key="pull_500_ms", meaning="500 rows pulled: ms", at_most=0.3),
+            Figure(key="clear_pull_rows_per_s_100000", meaning="in the clear: rows pulled a second"),
+            Figure(key="clear_pull_500_ms", meaning="in the clear: 500 rows pulled, ms"),
+        ),
+    ),
+    "sparse_training": (
+        "A million rows and a small dense net at 1 Gbit/s, 4 workers, 2 shards",
+        (
+            Figure(key="speedup_vs_dense_allreduce", meaning="times faster a step than DDP, dense", at_least=10),
+            Figure(key="speedup_vs_sparse_allreduce", meaning="than DDP with sparse gradients"),
+            Figure(key="samples_per_s", meaning="samples a second"),
+            Figure(key="auc_difference", meaning="AUC, farthest from the plain loop's", at_most=0.002),
+        ),
+    ),
+    "shard_faults": (
+        "Shards and workers killed at random",
+        (
+            Figure(key="kills", meaning="kills", at_least=20),
+            Figure(key="updates_lost", meaning="updates lost", at_most=0),
+            Figure(key="updates_repeated", meaning="updates repeated", at_most=0),
+            Figure(key="bits_differ", meaning="in step: tables that differ in a bit", at_most=0),
+            Figure(key="recovery_s", meaning="the longest recovery: seconds", at_most=2),
+        ),
+    ),
+    "staleness": (
+        "Four workers, each slowed 4 times in 15 % of the time",
+        (
+            Figure(key="bounded_vs_sync", meaning="the best bound: times sooner than in step", at_least=1.4),
+            Figure(key="violations", meaning="reads staler than promised", at_most=0),
+        ),
+    ),
+    "recommend": (
+        "Recipes with tables",
+        (
+            Figure(key="rmse", meaning="MovieLens-100k, 5 folds, 4 workers, asynchronous: RMSE", at_most=0.94),
+            Figure(key="rmse_plain", meaning="the plain loop in one process: RMSE"),
+            Figure(key="fraud_auc", meaning="card payments in time order, FTRL: AUC", at_least=0.97),
+            Figure(key="fraud_average_precision", meaning="their average precision (gradient boosting: 0.79)"),
+        ),
+    ),
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shoal.launch.progress import story, table
+from shoal.launch.progress import shard_table, story, table
 
 PLACE = {"host": "10.77.12.104", "pid": 4194303}
 TIMES = {
@@ -32,6 +32,19 @@ def test_bytes_are_told_in_three_digits():
     sent = [999.4, 999.6, 999_600, 1.5e9]
     rows = table({"workers": [{"name": "w", "lanes": 1, **PLACE, **TIMES, "sent_bytes": count} for count in sent]})
     assert [" ".join(row.split()[-2:]) for row in rows[1:-1]] == ["999 B", "1 kB", "1 MB", "1.5 GB"]
+
+
+def test_each_shard_has_a_line_with_what_it_holds_and_how_fast_it_is():
+    figures = {"rows": 12_345_678, "bytes": 1.9e9, "hit_rate": 0.731, "waiting": 5, "refused": 0}
+    told = {
+        "table/users": figures, "table/films": {**figures, "hit_rate": 0.531}, "pull_ms": 0.3111, "push_ms": 12.3,
+        "log_bytes": 268e6, "staleness": {"0": 30, "4": 10}, "waiting": 2,
+    }  # fmt: skip
+    head, first, second = shard_table({"s0": told, "s1": {"waiting": 0}})
+    assert head.split() == ["shard", "rows", "size", "found", "pull", "ms", "push", "ms", "log", "stale", "waiting"]
+    assert first.split() == ["s0", "24691356", "3.8", "GB", "63", "%", "0.31", "12.30", "268", "MB", "1.0", "2"]
+    assert second.split() == ["s1", "0", "0", "B", "-", "-", "-", "-", "-", "0"]
+    assert len(head) == len(first) <= 80 and not shard_table({})
 
 
 def test_a_move_of_lanes_is_told_as_a_sentence():

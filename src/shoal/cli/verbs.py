@@ -15,7 +15,7 @@ from shoal.comm import messages as msg
 from shoal.errors import ConfigError
 from shoal.events import read_events
 from shoal.launch import run as runs
-from shoal.launch.progress import figures_text, story, summary, table
+from shoal.launch.progress import figures_text, shard_table, story, summary, table
 from shoal.training.commanding import command
 
 as_json = click.option("--json", "json_", is_flag=True, help="Print one JSON value.")
@@ -87,7 +87,7 @@ def status(run: str, events: bool, json_: bool) -> None:
     if folder.is_under_way:
         now = command(folder, msg.Ask()).status
         click.echo(json.dumps({"run": folder.name, **now}) if json_ else f"{folder.name}  {summary(now)}")
-        for line in [] if json_ else table(now):
+        for line in [] if json_ else [*table(now), *shard_table(now.get("shards", {}))]:
             click.echo(line)
         return
     found = runs.finished_run(folder)

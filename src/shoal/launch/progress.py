@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import IO, Any, Protocol
 
 from shoal.events import Event
@@ -140,6 +141,30 @@ def table(status: dict[str, Any]) -> list[str]:
         right = " ".join(cell.rjust(width) for cell, width in zip(cells, widths[2:], strict=True))
         lines.append(f"  {name.ljust(widths[0])} {place.ljust(widths[1])} {right}")
     return [*lines, "  compute to decode: ms a step; sent: bytes a step"] if timed else lines
+
+
+def shard_table(shards: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line a shard: what it holds, and how fast it is. Within 80 columns; nothing without shards."""
+    if not shards:
+        return []
+    rows = [["shard", "rows", "size", "found", "pull ms", "push ms", "log", "stale", "waiting"]]
+    for name, told in shards.items():
+        tables = [figures for key, figures in told.items() if key.startswith("table/")]
+        pulls = sum(told.get("staleness", {}).values())
+        stale = sum(int(steps) * count for steps, count in told.get("staleness", {}).items())
+        hits = [table["hit_rate"] for table in tables]
+        rows.append([
+            name, str(sum(table["rows"] for table in tables)), _bytes(sum(table["bytes"] for table in tables)),
+            f"{100 * sum(hits) / len(hits):.0f} %" if hits else "-", _two_digits(told.get("pull_ms")),
+            _two_digits(told.get("push_ms")), _bytes(told.get("log_bytes")), f"{stale / pulls:.1f}" if pulls else "-",
+            str(told.get("waiting", 0)),
+        ])  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  " + " ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+
+
+def _two_digits(number: float | None) -> str:
+    return "-" if number is None else f"{number:.2f}"
 
 
 _COLUMNS = {

@@ -49,6 +49,7 @@ class Coordinator:
         self._figures: dict[str, dict[str, Any]] = {}
         self._drivers: set[str] = set()
         self._shards: dict[str, str] = {}
+        self._tables: dict[str, dict[str, Any]] = {}
         self._num_shards = int((record["job"].get("strategy") or {}).get("shards", 0))
         self._expelled: set[str] = set()
         self._dismissed: dict[str, msg.Dismissed] = {}
@@ -98,6 +99,8 @@ class Coordinator:
         elif isinstance(message, msg.Hello | msg.Attach):
             self._introduce(worker, message, now_s)
         elif isinstance(message, msg.Note):
+            if message.event.get("kind") == "tables":
+                self._tables = message.event["shards"]
             self._write({"at_s": self._clock.wall_s(), "source": worker, **message.event})
         elif worker in self._dismissed:
             self._listener.send(worker, self._dismissed[worker])
@@ -374,6 +377,7 @@ class Coordinator:
             "total_steps": state.rules.total_steps,
             "stored_step": state.stored.step,
             "strangers_refused": self._listener.num_refused,
+            "shards": self._tables,
         }  # fmt: skip
 
 
