@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ Weights = npt.NDArray[np.float32]
 
 _DECODER = msgspec.msgpack.Decoder(msg.Answer)
 _ENCODER = msgspec.msgpack.Encoder()
-_MOST_MAPS = 50
+_MOST_MAPS, _BREATH_S = 5000, 0.001
 
 
 class NotThisMap(Fault):
@@ -74,14 +75,21 @@ class Client:
         self._patience_s = patience_s
         self._half = half
         self._dims: dict[str, int] = {}
+        self._opening = msg.Open([])
 
     def meet(self, shard: str, address: str) -> None:
         """A shard is found there from now on."""
         self._calls.meet(shard, address)
 
+    def introduce(self, shard: str, address: str) -> None:
+        """Meet a shard that has no buckets yet, and have the tables be there."""
+        self.meet(shard, address)
+        self.tell(shard, self._opening)
+
     def open(self, specs: Sequence[TableSpec]) -> None:
         """Have these tables be there. ``ConfigError`` if others of these names are."""
-        self._ask_all(msg.Open([spec.record() for spec in specs]))
+        self._opening = msg.Open([spec.record() for spec in specs])
+        self._ask_all(self._opening)
         self._dims |= {spec.name: spec.dim for spec in specs}
 
     def begin(self, generation: int, base: int = 0) -> None:
@@ -168,6 +176,7 @@ class Client:
 
     def _send(self, pushing: Pushing) -> None:
         push, head = pushing.push, _ENCODER.encode(msg.Push(self.buckets.epoch, self.worker))
+        pushing.tickets.clear()  # of shards that are not in the map any more
         parts: list[list[Part]] = [[] for _ in self.buckets.shards]
         for part in push.parts:
             order, starts = self._routed(part.ids)
@@ -204,6 +213,12 @@ class Client:
 
     # Asking
 
+    def tell(self, shard: str, message: msg.Question, body: Frame = b"") -> tuple[msg.Answer, bytes]:
+        """Ask one shard, with a body: its answer, and the body of that."""
+        ticket = self._calls.ask(shard, _ENCODER.encode(message), *(pieces(body) if body else ()))
+        head, *frames = self._wait(ticket)
+        return self._checked(head, [ticket]), joined(frames)
+
     def _ask_all(self, message: msg.Question) -> dict[str, msg.Answer]:
         head = _ENCODER.encode(message)
         tickets = {shard: self._calls.ask(shard, head) for shard in self.buckets.shards}
@@ -221,14 +236,32 @@ class Client:
             raise _error(answer)
         if isinstance(answer, msg.Moved):
             self._calls.forget(tickets)
-            if answer.epoch > self.buckets.epoch:
-                owners = np.frombuffer(answer.owner_of, np.int16).tolist()
-                self.buckets = BucketMap(answer.epoch, tuple(answer.shards), tuple(owners))
+            self._follow(answer.map)
             raise NotThisMap("the map of buckets has changed")
         return answer
 
+    def _follow(self, told: msg.Map) -> None:
+        """A newer map is taken; who tells of an older one is about to hear of ours."""
+        if told.epoch <= self.buckets.epoch:
+            time.sleep(_BREATH_S)
+            return
+        self.buckets = map_of(told)
+        for name, address in told.addresses.items():
+            self._calls.meet(name, address)
+
     def close(self) -> None:
         self._calls.close()
+
+
+def map_of(told: msg.Map) -> BucketMap:
+    """The value."""
+    return BucketMap(told.epoch, tuple(told.shards), tuple(np.frombuffer(told.owner_of, np.int16).tolist()))
+
+
+def told_of(buckets: BucketMap, addresses: Mapping[str, str]) -> msg.Map:
+    """As a message."""
+    owner_of = np.array(buckets.owner_of, np.int16).tobytes()
+    return msg.Map(buckets.epoch, list(buckets.shards), owner_of, dict(addresses))
 
 
 def _error(refused: msg.Refused) -> ShoalError:

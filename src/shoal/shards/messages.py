@@ -7,6 +7,15 @@ from typing import Any
 import msgspec
 
 
+class Map(msgspec.Struct, frozen=True, array_like=True):
+    """Which shard has which bucket (4096 int16), and where the shards are."""
+
+    epoch: int
+    shards: list[str]
+    owner_of: bytes
+    addresses: dict[str, str]
+
+
 class _Message(msgspec.Struct, tag=True, frozen=True, array_like=True):
     pass
 
@@ -55,11 +64,58 @@ class Mark(_Message, frozen=True):
     keep: list[int]
 
 
+class HandOver(_Message, frozen=True):
+    """What do you hold of these buckets (4096 bits), touched since an operation of each table? Part k of n."""
+
+    buckets: bytes
+    since: dict[str, int]
+    part: tuple[int, int]
+
+
+class LetGo(_Message, frozen=True):
+    """These buckets move as ``move``: give the last of them, and serve them no longer. The map is that from now on."""
+
+    move: str
+    buckets: bytes
+    since: dict[str, int]
+    map: Map
+
+
+class TakeIn(_Message, frozen=True):
+    """What ``HandOver`` gave, for ``move``; the first makes its journal anew. The entry is the next frame."""
+
+    move: str
+    first: bool
+
+
+class TakeOver(_Message, frozen=True):
+    """What ``LetGo`` gave for ``move``: serve these buckets. The frames are the entry, and a frame for each push."""
+
+    move: str
+    buckets: bytes
+    map: Map
+    lengths: list[int]
+
+
+class Forget(_Message, frozen=True):
+    """Buckets that moved away: part k of n of their rows may go."""
+
+    move: str
+    buckets: bytes
+    part: tuple[int, int]
+
+
+class Use(_Message, frozen=True):
+    """The map of buckets from now on."""
+
+    map: Map
+
+
 class Ask(_Message, frozen=True):
     """How do you stand?"""
 
 
-Question = Pull | Push | Begin | Open | Store | Mark | Ask
+Question = Pull | Push | Begin | Open | Store | Mark | HandOver | LetGo | TakeIn | TakeOver | Forget | Use | Ask
 
 
 # Answers
@@ -90,18 +146,24 @@ class Refused(_Message, frozen=True):
 class Moved(_Message, frozen=True):
     """The map of buckets is another one: nothing was done."""
 
-    epoch: int
-    shards: list[str]
-    owner_of: bytes
+    map: Map
+
+
+class Handed(_Message, frozen=True):
+    """Buckets' rows. The frames are an entry of a log and pushes of these lengths, as one body; ``clocks``: the
+    operation of each table that it is of."""
+
+    lengths: list[int]
+    clocks: dict[str, int]
 
 
 class Standing(_Message, frozen=True):
-    """How a shard stands."""
+    """How a shard stands. ``books``: of each of its journals, how many steps of each lane have come."""
 
     shard: str
     step: int
     generation: int
-    cursors: dict[int, int]
+    books: list[dict[int, int]]
     figures: dict[str, Any]
 
 
@@ -109,4 +171,4 @@ class Done(_Message, frozen=True):
     """It has been done."""
 
 
-Answer = Rows | Taken | Refused | Moved | Standing | Done
+Answer = Rows | Taken | Refused | Moved | Handed | Standing | Done

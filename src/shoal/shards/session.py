@@ -66,8 +66,8 @@ class TableSession:
         self._client.settle(pushing)
 
     def steps_done(self, lanes: Sequence[int]) -> dict[int, list[int]]:
-        """How many steps of each of these lanes each shard has taken."""
-        books = [standing.cursors for standing in self._client.standings().values()]
+        """How many steps of each of these lanes each journal of each shard has taken."""
+        books = [book for standing in self._client.standings().values() for book in standing.books]
         return {lane: [book.get(lane, 0) for book in books] for lane in lanes}
 
     def settle(self) -> Diverged | None:

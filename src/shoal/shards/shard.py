@@ -17,14 +17,16 @@ from shoal.comm.calls import Answerer, Frame, Question, joined, pieces
 from shoal.comm.keys import JobKey
 from shoal.errors import Bug, ConfigError, ShoalError
 from shoal.shards import messages as msg
+from shoal.shards.client import map_of, told_of
+from shoal.shards.holdings import Holdings
 from shoal.tables import TableSpec
 from shoal.tables.applying import NOW
 from shoal.tables.batches import halved
 from shoal.tables.buckets import BucketMap
 from shoal.tables.consistency import Bounded
-from shoal.tables.frame import Begin, Push, decode
+from shoal.tables.frame import Begin, Import, Push, decode
 from shoal.tables.journal import Journal, Keeping
-from shoal.tables.stored import JournalFolder
+from shoal.tables.stored import JournalFolder, unpacked
 
 _DECODER = msgspec.msgpack.Decoder(msg.Question)
 _ENCODER = msgspec.msgpack.Encoder()
@@ -65,12 +67,17 @@ class Shard:
         self._keeping = keeping
         self._buckets = buckets
         self._answerer = answerer
-        self._journal: Journal | None = None
+        self._held: Holdings | None = None
+        self._addresses: dict[str, str] = {}
+        self._coming: dict[str, Journal] = {}
         self._waiting: list[tuple[Question, msg.Pull]] = []
         self._stopped = False
         self._pulls, self._pushes = _Times(), _Times()
         self._staleness: dict[int, int] = {}
         self._num_zombies = self._num_again = 0
+        path = folder / "map"
+        if path.exists():
+            self._use(msgspec.msgpack.decode(path.read_bytes(), type=msg.Map))
         contents = JournalFolder(folder).contents()
         if contents is not None:
             self._open([TableSpec.read(record) for record in contents.specs])
@@ -92,8 +99,10 @@ class Shard:
         self.close()
 
     def close(self) -> None:
-        if self._journal is not None:
-            self._journal.close()
+        for journal in self._coming.values():
+            journal.close()
+        if self._held is not None:
+            self._held.close()
         self._answerer.close()
 
     # Questions
@@ -114,7 +123,7 @@ class Shard:
             case msg.Pull():
                 if self._is_of_another_map(question, asked.epoch):
                     return
-                if asked.step == NOW or self._tables.applier.is_ready(asked.step):
+                if asked.step == NOW or self._tables.is_ready(asked.step):
                     self._pull(question, asked)
                 else:
                     self._waiting.append((question, asked))
@@ -136,11 +145,99 @@ class Shard:
                 self._answer(question, msg.Done())
             case msg.Ask():
                 self._answer(question, self._standing())
+            case _:
+                self._move(question, asked)
+
+    def _move(self, question: Question, asked: msg.Question) -> None:
+        """Buckets that come and go. Each question may be asked again."""
+        match asked:
+            case msg.HandOver():
+                buckets = unpacked(asked.buckets)
+                journal = self._tables.of(buckets).journal
+                self._give(question, [journal.hand_over(buckets, asked.since, asked.part)])
+            case msg.LetGo():
+                self._let_go(question, asked)
+            case msg.TakeIn():
+                if asked.first or asked.move not in self._coming:
+                    if not asked.first:
+                        raise ConfigError(f"nothing of {asked.move} is here; begin with its first part")
+                    self._coming[asked.move] = self._tables.receive(f"move-{asked.move}")
+                entry = decode(joined(question.frames[1:]))
+                assert isinstance(entry, Import)
+                self._coming[asked.move].take_over(entry)
+                self._answer(question, msg.Done())
+            case msg.TakeOver():
+                self._take_over(asked, question)
+                self._answer(question, msg.Done())
+                self._answer_those_that_wait()
+            case msg.Forget():
+                for holding in self._tables.all:
+                    holding.journal.drop(unpacked(asked.buckets) & ~holding.buckets, asked.part)
+                (self._folder / f"gone-{asked.move}").unlink(missing_ok=True)
+                self._answer(question, msg.Done())
+            case msg.Use():
+                self._use(asked.map)
+                self._answer(question, msg.Done())
+                self._answer_those_that_wait()
+
+    def _let_go(self, question: Question, asked: msg.LetGo) -> None:
+        """What is given is kept first: whoever asks again is given the same."""
+        path = self._folder / f"gone-{asked.move}"
+        if path.exists():
+            told, body = msgspec.msgpack.decode(path.read_bytes(), type=tuple[msg.Handed, bytes])
+            self._answer(question, told, *pieces(body))
+            return
+        buckets = unpacked(asked.buckets)
+        holding = self._tables.of(buckets)
+        entry, pushes = holding.journal.let_go(buckets, asked.since)
+        told, body = self._handed([entry, *pushes])
+        partial = path.with_suffix(".partial")
+        partial.write_bytes(msgspec.msgpack.encode((told, body)))
+        partial.replace(path)
+        self._use(asked.map)
+        self._tables.give_up(holding, buckets)
+        self._answer(question, told, *pieces(body))
+        self._answer_those_that_wait()
+
+    def _take_over(self, asked: msg.TakeOver, question: Question) -> None:
+        journal = self._coming.pop(asked.move, None)
+        if journal is None:
+            if any(holding.folder == f"move-{asked.move}" for holding in self._tables.all):
+                return  # it has been
+            raise ConfigError(f"nothing of {asked.move} is here; begin with its first part")
+        body, at, entries = joined(question.frames[1:]), 0, []
+        for length in asked.lengths:
+            entries.append(decode(body[at : at + length]))
+            at += length
+        last, *pushes = entries
+        assert isinstance(last, Import)
+        journal.take_over(last, [push for push in pushes if isinstance(push, Push)])
+        self._tables.add(f"move-{asked.move}", unpacked(asked.buckets), journal)
+        self._use(asked.map)
+
+    def _give(self, question: Question, entries: Sequence[Import | Push]) -> None:
+        told, body = self._handed(entries)
+        self._answer(question, told, *pieces(body))
+
+    def _handed(self, entries: Sequence[Import | Push]) -> tuple[msg.Handed, bytes]:
+        bodies = [b"".join(entry.encode()) for entry in entries]
+        first = entries[0]
+        assert isinstance(first, Import)
+        clocks = {name: meta["clock"] for name, meta in msgspec.json.decode(first.metas).items()}
+        return msg.Handed([len(body) for body in bodies], clocks), b"".join(bodies)
+
+    def _use(self, told: msg.Map) -> None:
+        """The map from now on, also for who is started in this one's place."""
+        if told.epoch > self._buckets.epoch:
+            partial = self._folder / "map.partial"
+            partial.write_bytes(msgspec.msgpack.encode(told))
+            partial.replace(self._folder / "map")
+            self._buckets, self._addresses = map_of(told), told.addresses
 
     def _pull(self, question: Question, asked: msg.Pull) -> None:
         begun_s = time.perf_counter()
         ids = np.frombuffer(joined(question.frames[1:]), np.int64)
-        staleness = max(0, asked.step - self._tables.applier.step) if asked.step != NOW else 0
+        staleness = max(0, asked.step - self._tables.step) if asked.step != NOW else 0
         self._check_promise(asked.step, staleness)
         rows = self._tables.pull(asked.table, ids, asked.step)
         body = halved(rows) if asked.half else rows
@@ -166,68 +263,69 @@ class Shard:
         self._num_again += verdict.value == "known"
         self._answer_those_that_wait()
         self._pushes.add(time.perf_counter() - begun_s)
-        if self._tables.log_bytes > max(_LEAST_LOG_BYTES, 2 * self._tables.num_bytes):
-            self._tables.snapshot()
+        for holding in self._tables.all:
+            if holding.journal.log_bytes > max(_LEAST_LOG_BYTES, 2 * holding.journal.num_bytes):
+                holding.journal.snapshot()
 
     def _answer_those_that_wait(self) -> None:
         waiting, self._waiting = self._waiting, []
         for question, asked in waiting:
-            self._handle_pull_again(question, asked)
+            self._handle_again(question, asked)
 
-    def _handle_pull_again(self, question: Question, asked: msg.Pull) -> None:
-        if not self._tables.applier.is_ready(asked.step):
-            self._waiting.append((question, asked))
-            return
+    def _handle_again(self, question: Question, asked: msg.Pull) -> None:
         try:
-            self._pull(question, asked)
+            self._take(question, asked)
         except ShoalError as error:
             self._answer(question, msg.Refused(type(error).__name__, str(error)))
 
     def _is_of_another_map(self, question: Question, epoch: int) -> bool:
         if epoch == self._buckets.epoch:
             return False
-        owner_of = np.array(self._buckets.owner_of, np.int16).tobytes()
-        self._answer(question, msg.Moved(self._buckets.epoch, list(self._buckets.shards), owner_of))
+        self._answer(question, msg.Moved(told_of(self._buckets, self._addresses)))
         return True
 
     # Tables
 
     @property
-    def _tables(self) -> Journal:
-        if self._journal is None:
+    def _tables(self) -> Holdings:
+        if self._held is None:
             raise ConfigError(f"shard {self.name} has no tables yet: open them first")
-        return self._journal
+        return self._held
 
     def _open(self, specs: Sequence[TableSpec]) -> None:
         """The first to ask for tables makes them; who comes later must mean the same."""
-        if self._journal is None:
-            self._journal = Journal(self._folder, specs, self._keeping)
+        if self._held is None:
+            owned = self._buckets.shards.index(self.name) if self.name in self._buckets.shards else -1
+            self._held = Holdings(self._folder, specs, self._keeping, self._buckets.owners == owned)
             return
         for spec in specs:
-            known = self._journal.tables.get(spec.name)
+            known = self._held.specs.get(spec.name)
             if known is None:
-                raise ConfigError(f"shard {self.name} has the tables {sorted(self._journal.tables)}, not {spec.name}")
-            if known.spec != spec:
-                raise ConfigError(f"two tables are called {spec.name}: {known.spec} is there, and {spec} came")
+                raise ConfigError(f"shard {self.name} has the tables {sorted(self._held.specs)}, not {spec.name}")
+            if known != spec:
+                raise ConfigError(f"two tables are called {spec.name}: {known} is there, and {spec} came")
 
     def _standing(self) -> msg.Standing:
         figures: dict[str, Any] = {"pid": os.getpid(), "waiting": len(self._waiting)}
-        if self._journal is None:
-            return msg.Standing(self.name, 0, 0, {}, figures)
-        for name, table in self._journal.tables.items():
-            stats = table.stats
+        if self._held is None:
+            return msg.Standing(self.name, 0, 0, [], figures)
+        held = self._held
+        for name in held.specs:
+            stats = [holding.journal.tables[name].stats for holding in held.all]
+            asked, found = sum(one.num_asked for one in stats), sum(one.num_found for one in stats)
             figures[f"table/{name}"] = {
-                "rows": stats.num_rows, "waiting": stats.num_waiting, "refused": stats.num_refused,
-                "bytes": stats.num_bytes, "hit_rate": stats.num_found / stats.num_asked if stats.num_asked else 1.0,
+                "rows": sum(one.num_rows for one in stats), "waiting": sum(one.num_waiting for one in stats),
+                "refused": sum(one.num_refused for one in stats), "bytes": sum(one.num_bytes for one in stats),
+                "hit_rate": found / asked if asked else 1.0,
             }  # fmt: skip
         figures |= self._pulls.figures("pull") | self._pushes.figures("push")
-        figures["log_bytes"] = self._journal.log_bytes
+        figures["log_bytes"] = sum(holding.journal.log_bytes for holding in held.all)
+        figures["buckets"] = sum(int(holding.buckets.sum()) for holding in held.all)
         figures["staleness"] = {str(steps): count for steps, count in sorted(self._staleness.items())}
         figures |= {"zombies": self._num_zombies, "again": self._num_again}
-        if self._journal.torn is not None:
-            figures["torn"] = {"bytes": self._journal.torn.num_bytes, "reason": self._journal.torn.reason}
-        applier = self._journal.applier
-        return msg.Standing(self.name, applier.step, applier.generation, applier.cursors(), figures)
+        if held.main.torn is not None:
+            figures["torn"] = {"bytes": held.main.torn.num_bytes, "reason": held.main.torn.reason}
+        return msg.Standing(self.name, held.step, held.main.applier.generation, held.books(), figures)
 
     def _answer(self, question: Question, head: msg.Answer, *frames: Frame) -> None:
         self._answerer.answer(question, _ENCODER.encode(head), *frames)

@@ -221,7 +221,7 @@ class InStep:
     def _undo(self) -> Sequence[Push]:
         assert self._last is not None
         for name, image in self._last.before.items():
-            self._tables[name].undo(image)
+            self._tables[name].set_to(image)
         pushes, self._last = self._last.pushes, None
         self.step -= 1
         return pushes

@@ -46,6 +46,14 @@ class BucketMap:
         owner_of = tuple(index if bucket in chosen else owner for bucket, owner in enumerate(self.owner_of))
         return BucketMap(self.epoch + 1, shards, owner_of)
 
+    def without(self, shards: Sequence[str]) -> BucketMap:
+        """Once shards have no buckets any more: of the others alone. ``ConfigError`` if one has."""
+        kept = [name for name in self.shards if name not in shards]
+        if any(self.buckets(name) for name in shards if name in self.shards):
+            raise ConfigError(f"{', '.join(shards)} still have buckets: move them first")
+        owner_of = tuple(kept.index(self.shards[owner]) for owner in self.owner_of)
+        return BucketMap(self.epoch + 1, tuple(kept), owner_of)
+
     def moves_for(
         self, shards: Sequence[str], load: Mapping[int, float] | None = None
     ) -> dict[str, dict[str, list[int]]]:

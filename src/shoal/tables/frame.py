@@ -46,8 +46,38 @@ class Begin(msgspec.Struct, frozen=True, array_like=True, tag="begin"):
     base: int
 
     def encode(self) -> list[bytes | memoryview]:
-        head = msgspec.msgpack.encode(self)
-        return [_LENGTH.pack(len(head)), head, bytes(-(_LENGTH.size + len(head)) % _ALIGNED)]
+        return _encoded(self)
+
+
+class Import(msgspec.Struct, frozen=True, array_like=True, tag="import"):
+    """What another shard has handed over: images by table, as JSON and as safetensors, and at the end how its applier
+    stands, as JSON; "" before."""
+
+    metas: str
+    arrays: bytes
+    applier: str = ""
+
+    def encode(self) -> list[bytes | memoryview]:
+        return _encoded(self)
+
+
+class Drop(msgspec.Struct, frozen=True, array_like=True, tag="drop"):
+    """The ids of these buckets (4096 bits), and of them part k of n, are another shard's."""
+
+    buckets: bytes
+    part: tuple[int, int]
+
+    def encode(self) -> list[bytes | memoryview]:
+        return _encoded(self)
+
+
+Entry = Begin | Import | Drop
+
+
+def _encoded(entry: Entry) -> list[bytes | memoryview]:
+    head = msgspec.msgpack.encode(entry)
+    pieces = [_LENGTH.pack(len(head)), head, bytes(-(_LENGTH.size + len(head)) % _ALIGNED)]
+    return [piece for piece in pieces if piece]
 
 
 @dataclass(frozen=True)
@@ -81,11 +111,11 @@ class Push:
         return [piece for piece in pieces if len(piece)]
 
 
-def decode(body: bytes | memoryview) -> Push | Begin:
-    """The other way round; arrays are views of ``body``. ``ConfigError`` for what is neither."""
+def decode(body: bytes | memoryview) -> Push | Entry:
+    """The other way round; arrays are views of ``body``. ``ConfigError`` for what is none of these."""
     try:
         (length,) = _LENGTH.unpack_from(body)
-        head = msgspec.msgpack.decode(memoryview(body)[_LENGTH.size : _LENGTH.size + length], type=Head | Begin)
+        head = msgspec.msgpack.decode(memoryview(body)[_LENGTH.size : _LENGTH.size + length], type=Head | Entry)
         at = _LENGTH.size + length
         at += -at % _ALIGNED
         parts = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,13 +20,14 @@ from safetensors.numpy import save_file
 
 from shoal.errors import ConfigError, Diverged, StoreFault
 from shoal.tables.applying import NOW, applier_for
+from shoal.tables.batches import buckets_of
 from shoal.tables.book import Verdict
 from shoal.tables.consistency import Async, Consistency, Sync
-from shoal.tables.frame import Begin, Part, Push
+from shoal.tables.frame import Begin, Drop, Entry, Import, Part, Push
 from shoal.tables.log import Log, Torn, read_records
 from shoal.tables.spec import TableSpec
-from shoal.tables.stored import JournalFolder, read_snapshot, replay
-from shoal.tables.table import Table
+from shoal.tables.stored import JournalFolder, packed, read_snapshot, replay, take
+from shoal.tables.table import Mask, Table
 
 Durability = Literal["snapshot", "log"]
 
@@ -65,7 +66,7 @@ class Journal:
             read_snapshot(self._folder.snapshot(self._number), self.tables, self.applier)
         self._log = Log(self._folder.log(self._number))
         self.torn: Torn | None = self._log.torn
-        replay(self._log.records(), self.applier)
+        replay(self._log.records(), self.tables, self.applier)
         self._remove_older()
 
     # Pushes and pulls
@@ -83,8 +84,7 @@ class Journal:
         """
         verdict = self.applier.judge(push)
         if verdict is Verdict.NEW:
-            for part in push.parts:
-                self._check(part, push, worker)
+            self.check(push, worker)
             self._keep(push)
             self.applier.take(push)
         return verdict
@@ -101,7 +101,49 @@ class Journal:
             self.applier.begin(begin)
         return verdict
 
-    def _keep(self, entry: Push | Begin) -> None:
+    def check(self, push: Push, worker: str = "") -> None:
+        """``ConfigError`` and ``Diverged`` for a push that cannot be applied."""
+        for part in push.parts:
+            self._check(part, push, worker)
+
+    # Buckets that move
+
+    def hand_over(self, buckets: Mask, since: Mapping[str, int], part: tuple[int, int]) -> Import:
+        """What it holds of some buckets (4096,), touched since an operation of each table: part k of n."""
+        withdrawn = self.applier.withdraw()  # or what is taken back later would have been handed over
+        try:
+            images = {name: table.image_in(buckets, since.get(name, -1), part) for name, table in self.tables.items()}
+        finally:
+            for push in withdrawn:
+                self.applier.take(push)
+        return packed(images)
+
+    def let_go(self, buckets: Mask, since: Mapping[str, int]) -> tuple[Import, list[Push]]:
+        """The last of some buckets, with how the applier stands, and the pushes that may still be taken back. From now
+        on none of their ids may be pushed here."""
+        withdrawn = self.applier.withdraw()
+        try:
+            images = {name: table.image_in(buckets, since.get(name, -1), (0, 1)) for name, table in self.tables.items()}
+            return packed(images, self.applier.record()), [restricted(push, buckets) for push in withdrawn]
+        finally:
+            for push in withdrawn:
+                self.applier.take(push)
+
+    def take_over(self, entry: Import, pushes: Sequence[Push] = ()) -> None:
+        """Take what another journal handed over. ``StoreFault`` if the log takes no more."""
+        self._keep(entry)
+        take(entry, self.tables, self.applier)
+        for push in pushes:
+            self._keep(push)
+            self.applier.take(push)
+
+    def drop(self, buckets: Mask, part: tuple[int, int]) -> None:
+        """Forget what was handed over, part k of n."""
+        entry = Drop(np.packbits(buckets).tobytes(), part)
+        self._keep(entry)
+        take(entry, self.tables, self.applier)
+
+    def _keep(self, entry: Push | Entry) -> None:
         if self.keeping.durability == "log":
             self._log.append(*entry.encode())
 
@@ -146,7 +188,7 @@ class Journal:
         if number:
             read_snapshot(self._folder.snapshot(number), self.tables, self.applier)
         if until:
-            replay(read_records(self._folder.log(number), until), self.applier)
+            replay(read_records(self._folder.log(number), until), self.tables, self.applier)
         self._marks = {known: where for known, where in self._marks.items() if known <= step}
         self.snapshot()
 
@@ -210,6 +252,15 @@ class Journal:
                 path.unlink()
         for path in self._folder.path.glob("*.partial"):
             path.unlink()
+
+
+def restricted(push: Push, buckets: Mask) -> Push:
+    """A push with the ids of some buckets (4096,) alone: of the same lanes, be it empty."""
+    parts = []
+    for part in push.parts:
+        own = buckets[buckets_of(part.ids)]
+        parts.append(Part(part.table, part.ids[own], part.gradients[own]))
+    return Push(push.generation, push.lanes, parts, push.now_s)
 
 
 def _flush(path: Path) -> None:

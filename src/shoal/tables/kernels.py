@@ -406,6 +406,34 @@ def chosen(places: Places, since: int, out: Array) -> int:
 
 
 @kernel
+def chosen_in(places: Places, since: int, buckets: Array, part: tuple[int, int], out: Array) -> int:
+    """``chosen`` of the ids of some ``buckets`` (4096,), and of them those whose hashes are in part k of n."""
+    capacity = places[0].size
+    start, stop = capacity * part[0] // part[1], capacity * (part[0] + 1) // part[1]
+    place, count = start, 0
+    for step in range(capacity):
+        ref = places[1][place]
+        if step >= stop - start and ref == 0:
+            break
+        if ref != 0 and ref != GRAVE and i64(places[2][place]) > since:
+            key = places[0][place]
+            if start <= _home(key, capacity) < stop and buckets[i64(mix(u64(key)) & u64(buckets.size - 1))]:
+                out[count] = place
+                count += 1
+        place += 1
+        if place == capacity:
+            place = 0
+    return count
+
+
+@kernel
+def bury_all(chosen_places: Array, places: Places, rows: Array, state: Array) -> None:
+    """Remove the ids of these places."""
+    for i in range(chosen_places.size):
+        bury(places, rows, chosen_places[i], state)
+
+
+@kernel
 def put(keys: Array, values: Places, data: Array, places: Places, rows: Array, state: Array) -> int:
     """Set ids to what an image says of them, in a place of their own: refs (n,), of which only the sign and a count
     below 0 matter, touched (n,), seen_at (n,), and a row of ``data`` for each that has one. How many rows were read;

@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load, save
 
 from shoal.errors import ConfigError, StoreFault
 from shoal.tables.applying import Applier, applier_for
 from shoal.tables.consistency import Async, Sync
-from shoal.tables.frame import Begin, decode
+from shoal.tables.frame import Begin, Drop, Entry, Import, Push, decode
 from shoal.tables.image import Image
 from shoal.tables.log import read_records
 from shoal.tables.spec import TableSpec
@@ -102,14 +105,41 @@ def read_snapshot(path: Path, tables: Mapping[str, Table], applier: Applier) -> 
     applier.read(standing)
 
 
-def replay(bodies: Iterable[bytes], applier: Applier) -> None:
-    """Have an applier take what a log holds."""
+def replay(bodies: Iterable[bytes], tables: Mapping[str, Table], applier: Applier) -> None:
+    """Have tables and applier take what a log holds."""
     for body in bodies:
-        entry = decode(body)
-        if isinstance(entry, Begin):
-            applier.begin(entry)
-        else:
+        take(decode(body), tables, applier)
+
+
+def take(entry: Push | Entry, tables: Mapping[str, Table], applier: Applier) -> None:
+    """One entry of a log, which is new."""
+    match entry:
+        case Push():
             applier.take(entry)
+        case Begin():
+            applier.begin(entry)
+        case Import():
+            arrays = load(entry.arrays)
+            for name, meta in json.loads(entry.metas).items():
+                own = {key.removeprefix(f"{name}/"): a for key, a in arrays.items() if key.rpartition("/")[0] == name}
+                tables[name].set_to(Image.of(meta, own))
+            if entry.applier:
+                applier.read(json.loads(entry.applier))
+        case Drop(packed, part):
+            for table in tables.values():
+                table.drop(unpacked(packed), part)
+
+
+def packed(images: Mapping[str, Image], applier: Mapping[str, Any] | None = None) -> Import:
+    """Images, and how an applier stands, to be handed over."""
+    arrays = {f"{name}/{key}": array for name, image in images.items() for key, array in image.arrays().items()}
+    metas = json.dumps({name: image.meta() for name, image in images.items()})
+    return Import(metas, save(arrays), "" if applier is None else json.dumps(applier))
+
+
+def unpacked(buckets: bytes) -> npt.NDArray[np.bool_]:
+    """4096 bits as a mask."""
+    return np.unpackbits(np.frombuffer(buckets, np.uint8)).astype(np.bool_)
 
 
 def tables_at(path: Path, step: int) -> dict[str, Table]:
@@ -124,6 +154,6 @@ def tables_at(path: Path, step: int) -> dict[str, Table]:
     number, until = marks[step]
     if number:
         read_snapshot(folder.snapshot(number), tables, applier)
-    replay(read_records(folder.log(number), until), applier)
+    replay(read_records(folder.log(number), until), tables, applier)
     applier.withdraw(step)
     return tables

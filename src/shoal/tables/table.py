@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from shoal.tables.memory import release, zeros
 from shoal.tables.spec import TableSpec
 
 Weights = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
 
 _FULLEST, _FRESH = 0.85, 0.68
 _GROWTH = 1.25
@@ -194,43 +195,58 @@ class Table:
             )
         self._settle()
         places = self._touched_after(since)
-        ids, refs, touched, seen_at = self._new
-        chosen = refs[places]
         removed = [ids for clock, ids in self._removed if clock > since] if since != EVERYTHING else []
-        return Image(
-            spec=self.spec, since=since, clock=self.clock, ids=ids[places],
-            counts=np.minimum(chosen, 1), touched=touched[places],
-            seen_at=seen_at[places] if len(seen_at) else seen_at.copy(),
-            rows=self._rows[chosen[chosen > 0] - 1],
-            removed=np.unique(np.concatenate(removed)) if removed else np.empty(0, np.int64),
-        )  # fmt: skip
+        together = np.unique(np.concatenate(removed)) if removed else np.empty(0, np.int64)
+        return replace(self._image_at(places, together), since=since)
 
     def image_of(self, ids: Ids) -> Image:
-        """What it holds of these distinct ids, for ``undo``: those that it does not know are ``removed``."""
+        """What it holds of these distinct ids, for ``set_to``: those that it does not know are ``removed``."""
         self._settle()
         places = np.empty(len(ids), np.int64)
         kernels.locate(ids, self._new, places)
-        known = places[places >= 0]
+        return self._image_at(places[places >= 0], ids[places < 0])
+
+    def image_in(self, buckets: Mask, since: int, part: tuple[int, int]) -> Image:
+        """What it holds of the ids of some buckets (4096,), as far as they were touched after operation ``since``: part
+        k of n, which takes the n-th part of the time. It tells nothing of ids that were removed."""
+        return self._image_at(self._places_in(buckets, since, part), np.empty(0, np.int64))
+
+    def drop(self, buckets: Mask, part: tuple[int, int]) -> None:
+        """Forget the ids of some buckets, part k of n: another table has them."""
+        kernels.bury_all(self._places_in(buckets, EVERYTHING, part), self._new, self._rows, self._state)
+        if self._state[GRAVES] > _MOST_GRAVES * max(self._num_ids, _LEAST_PLACES):
+            self._grow(0)
+
+    def _places_in(self, buckets: Mask, since: int, part: tuple[int, int]) -> Ids:
+        self._settle()
+        found = np.empty(self._num_ids, np.int64)
+        return found[: kernels.chosen_in(self._new, since, buckets, part, found)]
+
+    def _image_at(self, places: Ids, removed: Ids) -> Image:
         own, refs, touched, seen_at = self._new
-        chosen = refs[known]
+        chosen = refs[places]
         return Image(
-            spec=self.spec, since=EVERYTHING, clock=self.clock, ids=own[known],
-            counts=np.minimum(chosen, 1), touched=touched[known],
-            seen_at=seen_at[known] if len(seen_at) else seen_at.copy(),
-            rows=self._rows[chosen[chosen > 0] - 1], removed=ids[places < 0],
+            spec=self.spec, since=EVERYTHING, clock=self.clock, ids=own[places],
+            counts=np.minimum(chosen, 1), touched=touched[places],
+            seen_at=seen_at[places] if len(seen_at) else seen_at.copy(),
+            rows=self._rows[chosen[chosen > 0] - 1], removed=removed,
         )  # fmt: skip
 
-    def undo(self, before: Image) -> None:
-        """Back to operation ``before.clock``. Since ``image_of`` gave it, none but its ids may have been pushed."""
+    def set_to(self, image: Image) -> None:
+        """Have the ids of an image as it says, and be at its operation. Of a table as it was: back to that, if none but
+        these ids has been pushed since. ``ConfigError`` if there is no room, with some of the ids set."""
         self._settle()
-        kernels.take_away(before.removed, self._new, self._rows, self._state)
-        again = before.ids[before.counts < 0]  # of those that have got a row since
+        kernels.take_away(image.removed, self._new, self._rows, self._state)
+        again = image.ids[image.counts < 0]  # of those that have got a row since
         kernels.take_away(again, self._new, self._rows, self._state)
-        self._make_room(len(again))
+        self._make_room(len(image.ids))
         self._settle()
-        values = (before.counts, before.touched, before.seen_at)
-        kernels.put(before.ids, values, before.rows, self._new, self._rows, self._state)
-        self.clock = before.clock
+        values = (image.counts, image.touched, image.seen_at)
+        if kernels.put(image.ids, values, image.rows, self._new, self._rows, self._state) < len(image.rows):
+            raise self._too_many(image)
+        self.clock = image.clock
+        if self._state[MARKED] >= 0:
+            self._note_anew(np.concatenate([self._noted[: self._state[MARKED]], image.ids]))
 
     def _touched_after(self, since: int) -> Ids:
         """The places of ids that were, in no order."""

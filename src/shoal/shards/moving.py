@@ -1,0 +1,105 @@
+"""Buckets move from one shard to another while both serve: copied in parts, then what has changed since, then the rest
+at once, with the books. Only that last part stops whoever needs these buckets, for milliseconds."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from shoal.errors import ConfigError
+from shoal.shards import messages as msg
+from shoal.shards.client import Client, told_of
+from shoal.tables.buckets import BucketMap
+from shoal.tables.spec import NUM_BUCKETS
+
+_ROWS_A_PART = 20_000
+_MOST_PARTS = 512
+_SMALL_BYTES = 1 << 20
+_MOST_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Move:
+    """Buckets that have moved. ``pause_s``: for so long nobody served them."""
+
+    source: str
+    to: str
+    num_buckets: int
+    num_bytes: int
+    pause_s: float
+
+
+def move(client: Client, buckets: Sequence[int], source: str, to: str, addresses: Mapping[str, str]) -> Move:
+    """Have ``to`` serve these buckets of ``source``'s. ``addresses``: of all shards that will be in the map.
+
+    ``to`` must know the same tables. If this ends before its end the buckets are still ``source``'s, but for the last
+    moment, in which a move of the same name would have to be made to its end.
+    """
+    if not set(buckets) <= set(client.buckets.buckets(source)):
+        raise ConfigError(f"{source} does not have all of these buckets")
+    mask = np.zeros(NUM_BUCKETS, np.bool_)
+    mask[list(buckets)] = True
+    packed, name, num_bytes = np.packbits(mask).tobytes(), uuid.uuid4().hex[:12], 0
+    num_parts = _parts(client, source, len(buckets))
+    since: dict[str, int] = {}
+    for part in range(num_parts):
+        told, body = _handed(client, source, msg.HandOver(packed, {}, (part, num_parts)))
+        since = since or told.clocks
+        client.tell(to, msg.TakeIn(name, part == 0), body)
+        num_bytes += len(body)
+    for _ in range(_MOST_ROUNDS):
+        told, body = _handed(client, source, msg.HandOver(packed, since, (0, 1)))
+        since = told.clocks
+        client.tell(to, msg.TakeIn(name, False), body)
+        num_bytes += len(body)
+        if len(body) < _SMALL_BYTES:
+            break
+    changed = client.buckets.moved(buckets, to)
+    begun_s = time.monotonic()
+    told, body = _handed(client, source, msg.LetGo(name, packed, since, told_of(changed, addresses)))
+    client.tell(to, msg.TakeOver(name, packed, told_of(changed, addresses), told.lengths), body)
+    pause_s = time.monotonic() - begun_s
+    use(client, changed, addresses)
+    for part in range(num_parts):
+        client.tell(source, msg.Forget(name, packed, (part, num_parts)))
+    return Move(source, to, len(buckets), num_bytes + len(body), pause_s)
+
+
+def rebalance(client: Client, shards: Sequence[str], addresses: Mapping[str, str]) -> list[Move]:
+    """Have these shards alone hold all buckets, as many each. Those that are new hold none yet; who leaves may end
+    afterwards."""
+    for name in set(shards) - set(client.buckets.shards):
+        client.introduce(name, addresses[name])
+    moves = []
+    for source, targets in client.buckets.moves_for(shards).items():
+        for to, buckets in targets.items():
+            moves.append(move(client, buckets, source, to, addresses))
+    gone = [name for name in client.buckets.shards if name not in shards]
+    if gone:
+        use(client, client.buckets.without(gone), {name: addresses[name] for name in shards})
+    return moves
+
+
+def use(client: Client, changed: BucketMap, addresses: Mapping[str, str]) -> None:
+    """Tell every shard of a map, those that leave too."""
+    names = {*client.buckets.shards, *changed.shards}
+    for name in sorted(names):
+        client.tell(name, msg.Use(told_of(changed, addresses)))
+    client.buckets = changed
+
+
+def _parts(client: Client, source: str, num_buckets: int) -> int:
+    figures = client.standings()[source].figures
+    rows = sum(told["rows"] + told["waiting"] for key, told in figures.items() if key.startswith("table/"))
+    own = rows * num_buckets / max(1, figures["buckets"])
+    return max(1, min(_MOST_PARTS, -(-int(own) // _ROWS_A_PART)))
+
+
+def _handed(client: Client, source: str, question: msg.HandOver | msg.LetGo) -> tuple[msg.Handed, bytes]:
+    told, body = client.tell(source, question)
+    assert isinstance(told, msg.Handed)
+    return told, body
