@@ -65,11 +65,10 @@ class Mark(_Message, frozen=True):
 
 
 class HandOver(_Message, frozen=True):
-    """What do you hold of these buckets (4096 bits), touched since an operation of each table? Part k of n."""
+    """What do you hold of these buckets (4096 bits), touched since an operation of each table?"""
 
     buckets: bytes
     since: dict[str, int]
-    part: tuple[int, int]
 
 
 class LetGo(_Message, frozen=True):
@@ -98,11 +97,10 @@ class TakeOver(_Message, frozen=True):
 
 
 class Forget(_Message, frozen=True):
-    """Buckets that moved away: part k of n of their rows may go."""
+    """Buckets that moved away as ``move``: the rows of these may go."""
 
     move: str
     buckets: bytes
-    part: tuple[int, int]
 
 
 class Use(_Message, frozen=True):
@@ -158,12 +156,14 @@ class Handed(_Message, frozen=True):
 
 
 class Standing(_Message, frozen=True):
-    """How a shard stands. ``books``: of each of its journals, how many steps of each lane have come."""
+    """How a shard stands. Of each of its journals ``books``: how many steps of each lane have come, and ``buckets``:
+    which it has (4096 bits)."""
 
     shard: str
     step: int
     generation: int
     books: list[dict[int, int]]
+    buckets: list[bytes]
     figures: dict[str, Any]
 
 

@@ -15,6 +15,7 @@ from shoal.shards import messages as msg
 from shoal.shards.client import Client, told_of
 from shoal.tables.buckets import BucketMap
 from shoal.tables.spec import NUM_BUCKETS
+from shoal.tables.stored import unpacked
 
 _ROWS_A_PART = 20_000
 _MOST_PARTS = 512
@@ -36,23 +37,22 @@ class Move:
 def move(client: Client, buckets: Sequence[int], source: str, to: str, addresses: Mapping[str, str]) -> Move:
     """Have ``to`` serve these buckets of ``source``'s. ``addresses``: of all shards that will be in the map.
 
-    ``to`` must know the same tables. If this ends before its end the buckets are still ``source``'s, but for the last
-    moment, in which a move of the same name would have to be made to its end.
+    They must be of one of its journals, and ``to`` must know the same tables. If this ends before its end the buckets
+    are still ``source``'s, but for the last moment, in which a move of the same name would have to be made to its end.
     """
     if not set(buckets) <= set(client.buckets.buckets(source)):
         raise ConfigError(f"{source} does not have all of these buckets")
-    mask = np.zeros(NUM_BUCKETS, np.bool_)
-    mask[list(buckets)] = True
-    packed, name, num_bytes = np.packbits(mask).tobytes(), uuid.uuid4().hex[:12], 0
+    packed, name, num_bytes = _packed(buckets), uuid.uuid4().hex[:12], 0
     num_parts = _parts(client, source, len(buckets))
+    parts = [_packed(buckets[part::num_parts]) for part in range(num_parts)]
     since: dict[str, int] = {}
-    for part in range(num_parts):
-        told, body = _handed(client, source, msg.HandOver(packed, {}, (part, num_parts)))
+    for number, part in enumerate(parts):
+        told, body = _handed(client, source, msg.HandOver(part, {}))
         since = since or told.clocks
-        client.tell(to, msg.TakeIn(name, part == 0), body)
+        client.tell(to, msg.TakeIn(name, number == 0), body)
         num_bytes += len(body)
     for _ in range(_MOST_ROUNDS):
-        told, body = _handed(client, source, msg.HandOver(packed, since, (0, 1)))
+        told, body = _handed(client, source, msg.HandOver(packed, since))
         since = told.clocks
         client.tell(to, msg.TakeIn(name, False), body)
         num_bytes += len(body)
@@ -64,8 +64,8 @@ def move(client: Client, buckets: Sequence[int], source: str, to: str, addresses
     client.tell(to, msg.TakeOver(name, packed, told_of(changed, addresses), told.lengths), body)
     pause_s = time.monotonic() - begun_s
     use(client, changed, addresses)
-    for part in range(num_parts):
-        client.tell(source, msg.Forget(name, packed, (part, num_parts)))
+    for part in parts:
+        client.tell(source, msg.Forget(name, part))
     return Move(source, to, len(buckets), num_bytes + len(body), pause_s)
 
 
@@ -77,7 +77,8 @@ def rebalance(client: Client, shards: Sequence[str], addresses: Mapping[str, str
     moves = []
     for source, targets in client.buckets.moves_for(shards).items():
         for to, buckets in targets.items():
-            moves.append(move(client, buckets, source, to, addresses))
+            for own in _by_journal(client, source, buckets):
+                moves.append(move(client, own, source, to, addresses))
     gone = [name for name in client.buckets.shards if name not in shards]
     if gone:
         use(client, client.buckets.without(gone), {name: addresses[name] for name in shards})
@@ -92,11 +93,25 @@ def use(client: Client, changed: BucketMap, addresses: Mapping[str, str]) -> Non
     client.buckets = changed
 
 
+def _by_journal(client: Client, source: str, buckets: Sequence[int]) -> list[list[int]]:
+    """Those that move together: buckets of one of the shard's journals."""
+    masks = [unpacked(packed) for packed in client.standings()[source].buckets]
+    groups = [[bucket for bucket in buckets if mask[bucket]] for mask in masks]
+    return [group for group in groups if group]
+
+
 def _parts(client: Client, source: str, num_buckets: int) -> int:
     figures = client.standings()[source].figures
     rows = sum(told["rows"] + told["waiting"] for key, told in figures.items() if key.startswith("table/"))
     own = rows * num_buckets / max(1, figures["buckets"])
-    return max(1, min(_MOST_PARTS, -(-int(own) // _ROWS_A_PART)))
+    return max(1, min(_MOST_PARTS, num_buckets, -(-int(own) // _ROWS_A_PART)))
+
+
+def _packed(buckets: Sequence[int]) -> bytes:
+    """As 4096 bits."""
+    mask = np.zeros(NUM_BUCKETS, np.bool_)
+    mask[list(buckets)] = True
+    return np.packbits(mask).tobytes()
 
 
 def _handed(client: Client, source: str, question: msg.HandOver | msg.LetGo) -> tuple[msg.Handed, bytes]:

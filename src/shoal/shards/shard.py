@@ -154,7 +154,7 @@ class Shard:
             case msg.HandOver():
                 buckets = unpacked(asked.buckets)
                 journal = self._tables.of(buckets).journal
-                self._give(question, [journal.hand_over(buckets, asked.since, asked.part)])
+                self._give(question, [journal.hand_over(buckets, asked.since)])
             case msg.LetGo():
                 self._let_go(question, asked)
             case msg.TakeIn():
@@ -172,7 +172,7 @@ class Shard:
                 self._answer_those_that_wait()
             case msg.Forget():
                 for holding in self._tables.all:
-                    holding.journal.drop(unpacked(asked.buckets) & ~holding.buckets, asked.part)
+                    holding.journal.drop(unpacked(asked.buckets) & ~holding.buckets)
                 (self._folder / f"gone-{asked.move}").unlink(missing_ok=True)
                 self._answer(question, msg.Done())
             case msg.Use():
@@ -308,7 +308,7 @@ class Shard:
     def _standing(self) -> msg.Standing:
         figures: dict[str, Any] = {"pid": os.getpid(), "waiting": len(self._waiting)}
         if self._held is None:
-            return msg.Standing(self.name, 0, 0, [], figures)
+            return msg.Standing(self.name, 0, 0, [], [], figures)
         held = self._held
         for name in held.specs:
             stats = [holding.journal.tables[name].stats for holding in held.all]
@@ -325,7 +325,8 @@ class Shard:
         figures |= {"zombies": self._num_zombies, "again": self._num_again}
         if held.main.torn is not None:
             figures["torn"] = {"bytes": held.main.torn.num_bytes, "reason": held.main.torn.reason}
-        return msg.Standing(self.name, held.step, held.main.applier.generation, held.books(), figures)
+        buckets = [np.packbits(holding.buckets).tobytes() for holding in held.all]
+        return msg.Standing(self.name, held.step, held.main.applier.generation, held.books(), buckets, figures)
 
     def _answer(self, question: Question, head: msg.Answer, *frames: Frame) -> None:
         self._answerer.answer(question, _ENCODER.encode(head), *frames)

@@ -62,10 +62,9 @@ class Import(msgspec.Struct, frozen=True, array_like=True, tag="import"):
 
 
 class Drop(msgspec.Struct, frozen=True, array_like=True, tag="drop"):
-    """The ids of these buckets (4096 bits), and of them part k of n, are another shard's."""
+    """The ids of these buckets (4096 bits) are another shard's."""
 
     buckets: bytes
-    part: tuple[int, int]
 
     def encode(self) -> list[bytes | memoryview]:
         return _encoded(self)

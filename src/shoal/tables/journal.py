@@ -108,11 +108,11 @@ class Journal:
 
     # Buckets that move
 
-    def hand_over(self, buckets: Mask, since: Mapping[str, int], part: tuple[int, int]) -> Import:
-        """What it holds of some buckets (4096,), touched since an operation of each table: part k of n."""
+    def hand_over(self, buckets: Mask, since: Mapping[str, int]) -> Import:
+        """What it holds of some buckets (4096,), touched since an operation of each table."""
         withdrawn = self.applier.withdraw()  # or what is taken back later would have been handed over
         try:
-            images = {name: table.image_in(buckets, since.get(name, -1), part) for name, table in self.tables.items()}
+            images = {name: table.image_in(buckets, since.get(name, -1)) for name, table in self.tables.items()}
         finally:
             for push in withdrawn:
                 self.applier.take(push)
@@ -123,7 +123,7 @@ class Journal:
         on none of their ids may be pushed here."""
         withdrawn = self.applier.withdraw()
         try:
-            images = {name: table.image_in(buckets, since.get(name, -1), (0, 1)) for name, table in self.tables.items()}
+            images = {name: table.image_in(buckets, since.get(name, -1)) for name, table in self.tables.items()}
             return packed(images, self.applier.record()), [restricted(push, buckets) for push in withdrawn]
         finally:
             for push in withdrawn:
@@ -137,9 +137,9 @@ class Journal:
             self._keep(push)
             self.applier.take(push)
 
-    def drop(self, buckets: Mask, part: tuple[int, int]) -> None:
-        """Forget what was handed over, part k of n."""
-        entry = Drop(np.packbits(buckets).tobytes(), part)
+    def drop(self, buckets: Mask) -> None:
+        """Forget what was handed over."""
+        entry = Drop(np.packbits(buckets).tobytes())
         self._keep(entry)
         take(entry, self.tables, self.applier)
 

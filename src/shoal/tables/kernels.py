@@ -406,23 +406,15 @@ def chosen(places: Places, since: int, out: Array) -> int:
 
 
 @kernel
-def chosen_in(places: Places, since: int, buckets: Array, part: tuple[int, int], out: Array) -> int:
-    """``chosen`` of the ids of some ``buckets`` (4096,), and of them those whose hashes are in part k of n."""
-    capacity = places[0].size
-    start, stop = capacity * part[0] // part[1], capacity * (part[0] + 1) // part[1]
-    place, count = start, 0
-    for step in range(capacity):
+def chosen_in(places: Places, since: int, buckets: Array, out: Array) -> int:
+    """``chosen`` of the ids of some ``buckets`` (4096,) alone."""
+    count = 0
+    for place in range(places[0].size):
         ref = places[1][place]
-        if step >= stop - start and ref == 0:
-            break
         if ref != 0 and ref != GRAVE and i64(places[2][place]) > since:
-            key = places[0][place]
-            if start <= _home(key, capacity) < stop and buckets[i64(mix(u64(key)) & u64(buckets.size - 1))]:
+            if buckets[i64(mix(u64(places[0][place])) & u64(buckets.size - 1))]:
                 out[count] = place
                 count += 1
-        place += 1
-        if place == capacity:
-            place = 0
     return count
 
 

@@ -125,9 +125,9 @@ def take(entry: Push | Entry, tables: Mapping[str, Table], applier: Applier) -> 
                 tables[name].set_to(Image.of(meta, own))
             if entry.applier:
                 applier.read(json.loads(entry.applier))
-        case Drop(packed, part):
+        case Drop(packed):
             for table in tables.values():
-                table.drop(unpacked(packed), part)
+                table.drop(unpacked(packed))
 
 
 def packed(images: Mapping[str, Image], applier: Mapping[str, Any] | None = None) -> Import:

@@ -206,21 +206,21 @@ class Table:
         kernels.locate(ids, self._new, places)
         return self._image_at(places[places >= 0], ids[places < 0])
 
-    def image_in(self, buckets: Mask, since: int, part: tuple[int, int]) -> Image:
-        """What it holds of the ids of some buckets (4096,), as far as they were touched after operation ``since``: part
-        k of n, which takes the n-th part of the time. It tells nothing of ids that were removed."""
-        return self._image_at(self._places_in(buckets, since, part), np.empty(0, np.int64))
+    def image_in(self, buckets: Mask, since: int) -> Image:
+        """What it holds of the ids of some buckets (4096,), as far as they were touched after operation ``since``. It
+        tells nothing of ids that were removed. One pass over the index, whatever the buckets."""
+        return self._image_at(self._places_in(buckets, since), np.empty(0, np.int64))
 
-    def drop(self, buckets: Mask, part: tuple[int, int]) -> None:
-        """Forget the ids of some buckets, part k of n: another table has them."""
-        kernels.bury_all(self._places_in(buckets, EVERYTHING, part), self._new, self._rows, self._state)
+    def drop(self, buckets: Mask) -> None:
+        """Forget the ids of some buckets: another table has them."""
+        kernels.bury_all(self._places_in(buckets, EVERYTHING), self._new, self._rows, self._state)
         if self._state[GRAVES] > _MOST_GRAVES * max(self._num_ids, _LEAST_PLACES):
             self._grow(0)
 
-    def _places_in(self, buckets: Mask, since: int, part: tuple[int, int]) -> Ids:
+    def _places_in(self, buckets: Mask, since: int) -> Ids:
         self._settle()
         found = np.empty(self._num_ids, np.int64)
-        return found[: kernels.chosen_in(self._new, since, buckets, part, found)]
+        return found[: kernels.chosen_in(self._new, since, buckets, found)]
 
     def _image_at(self, places: Ids, removed: Ids) -> Image:
         own, refs, touched, seen_at = self._new
