@@ -48,6 +48,10 @@ class Halted(Fault):
     """This generation is over: a member was lost, or the membership changes. Meet again, then go on."""
 
 
+class Behind(Fault):
+    """Tables cannot stand at the step that the workers hold: they have lost what came after an earlier version."""
+
+
 class LinkFault(Fault):
     """A control or transfer link did not answer in time, or refused the key."""
 

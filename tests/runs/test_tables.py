@@ -82,6 +82,32 @@ def test_without_waiting_for_each_other_each_sample_is_applied_once(consistency)
     assert model.bias.item() == pytest.approx(-0.1 * STEPS, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "strategy",
+    [shoal.Hybrid(shards=2, durability="snapshot"),
+     shoal.ParameterServer(shoal.Async(), shards=2, round_steps=5, durability="snapshot")],
+    ids=["hybrid", "async"],
+)  # fmt: skip
+def test_without_a_log_a_killed_shard_takes_the_run_back_to_the_version_that_is_stored(strategy):
+    calm = run_of(FaultPlan(), "calm", workers=1)
+    plan = FaultPlan().kill_shard(at_step=60, number=1).kill(at_step=90, rank=1)
+    stormy = run_of(plan, "stormy", strategy=strategy)
+    if isinstance(strategy, shoal.Hybrid):
+        assert any(event["kind"] == "fell_back" for event in stormy.events)
+        assert tables_of(stormy, STEPS) == tables_of(calm, STEPS)
+    check_counts(stormy)
+
+
+def test_tables_that_are_gone_end_a_run_that_is_resumed():
+    first = run_of(FaultPlan(), "first", workers=2, epochs=None, steps=60)
+    for file in (first.path / "shards" / "s1").iterdir():
+        file.unlink()
+    with pytest.raises(shoal.ShoalError, match="cannot stand at step 60, which is what is stored"):
+        shoal.resume(first.name, job=job, settings=["epochs=1"], options=QUIET)
+    with pytest.raises(ConfigError, match="are in 2 shards, and strategy.shards is 3; say 2"):
+        shoal.resume(first.name, job=job, settings=["strategy.shards=3"], options=QUIET)
+
+
 def test_a_run_that_is_resumed_goes_on_from_its_version_with_the_tables_of_that():
     calm = run_of(FaultPlan(), "calm", workers=1)
     first = run_of(FaultPlan(), "first", workers=2, epochs=None, steps=60)

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 
 from shoal.errors import ConfigError
+from shoal.shards import messages as msg
+from shoal.shards import moving
+from shoal.shards.client import told_of
 from shoal.shards.moving import move, rebalance
 from shoal.shards.process import ShardProcess
 from shoal.tables import SGD, Adagrad, TableSpec
@@ -118,3 +121,34 @@ def test_a_shard_is_added_and_another_removed_under_load_and_those_that_are_kill
         rebalance(mover, ["s1", "s2"], {name: addresses[name] for name in ("s1", "s2")})
         assert mover.buckets.shards == ("s1", "s2")
         wait_for(workers, 5)
+
+
+@pytest.mark.parametrize("killed", ["s0", "s1"], ids=["source", "target"])
+def test_whichever_is_killed_when_buckets_change_hands_the_move_can_be_made_to_its_end(shards, killed):
+    cluster = shards(2, num_lanes=1)
+    client = cluster.client()
+    client.open(SPECS)
+    client.begin(1)
+
+    def push(step):
+        part = Part("counts", ALL, -np.ones((NUM_IDS, 2), np.float32))
+        client.settle(client.send(Push(1, {0: (step, step + 1)}, [part])))
+
+    push(0)
+    some = cluster.buckets.buckets("s0")[:400]
+    packed = moving._packed(some)
+    told, body = client.tell("s0", msg.HandOver(packed, {}))
+    client.tell("s1", msg.TakeIn("m", True), body)
+    push(1)
+    changed = told_of(client.buckets.moved(some, "s1"), cluster.addresses)
+    client.tell("s0", msg.LetGo("m", packed, told.clocks, changed))
+    cluster.kill(killed)
+    told, body = client.tell("s0", msg.LetGo("m", packed, told.clocks, changed))
+    for _ in range(2):
+        client.tell("s1", msg.TakeOver("m", packed, changed, told.lengths), body)
+    cluster.kill(killed)
+    push(2)
+    assert client.buckets.epoch == 2
+    client.tell("s0", msg.Forget("m", packed))
+    cluster.kill("s0")
+    np.testing.assert_array_equal(client.pull("counts", ALL), np.full((NUM_IDS, 2), 3, np.float32))

@@ -7,13 +7,14 @@ import itertools
 import numpy as np
 import pytest
 
-from shoal.errors import ConfigError, Fault
+from shoal.errors import ConfigError, Diverged, Fault, StoreFault
 from shoal.tables import Adagrad, Adam, TableSpec
 from shoal.tables.applying import NOW
 from shoal.tables.book import Verdict
 from shoal.tables.consistency import Async, Bounded, Sync
 from shoal.tables.frame import Begin, Part, Push
 from shoal.tables.journal import Journal, Keeping
+from shoal.tables.stored import tables_at
 
 SPECS = (
     TableSpec(name="a", dim=3, rule=Adam(lr=0.1), dtype="bfloat16", admit_after=2, expire_after_s=100),
@@ -224,3 +225,91 @@ def test_async_answers_at_once_and_applies_at_once(tmp_path):
 def test_what_cannot_be_is_refused(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def test_a_steps_sum_that_is_not_finite_is_refused_before_it_is_logged(tmp_path):
+    journal = opened(tmp_path)
+    huge = np.full((1, 2), 1e38, np.float32)
+    for lane in range(NUM_LANES):
+        push = Push(1, {lane: (0, 1)}, [Part("b", np.array([7]), huge)])
+        if lane < NUM_LANES - 1:
+            assert journal.push(push) is Verdict.NEW
+        else:
+            with pytest.raises(Diverged, match=r"not finite.*a sum over lanes, of step 0"):
+                journal.push(push)
+    journal.close()
+    again = opened(tmp_path)
+    assert again.applier.step == 0
+    assert again.push(Push(1, {NUM_LANES - 1: (0, 1)}, [])) is Verdict.NEW
+
+
+def test_a_read_of_the_step_before_is_answered_where_that_touched_nothing(tmp_path):
+    journal = opened(tmp_path)
+    for lane in range(NUM_LANES):
+        journal.push(Push(1, {lane: (0, 1)}, [Part("b", np.empty(0, np.int64), np.empty((0, 2), np.float32))]))
+    np.testing.assert_array_equal(journal.pull("b", ALL, 0), journal.pull("b", ALL, 1))
+
+
+def test_a_mark_stays_until_a_newer_version_is_stored(tmp_path):
+    journal = opened(tmp_path)
+    run(journal, range(2))
+    journal.mark(2)
+    run(journal, range(2, 4))
+    journal.mark(4, keep=[])  # 2 is still being written
+    run(journal, range(4, 6))
+    journal.mark(6, keep=[4])
+    assert journal.can_begin(Begin(2, 2)) is Verdict.AMISS
+    assert journal.can_begin(Begin(2, 4)) is Verdict.NEW
+
+
+def test_a_snapshot_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
+    calm = opened(tmp_path / "calm")
+    run(calm, range(4))
+    journal = opened(tmp_path / "other")
+    run(journal, range(3))
+    journal.push(push_of(3, 1))
+    with monkeypatch.context() as patch:
+        patch.setattr("shoal.tables.journal.flush", _raise)
+        for _ in range(2):
+            with pytest.raises(StoreFault, match="could not be written"):
+                journal.snapshot()
+    journal.snapshot()
+    for lane in (0, 2, 3):
+        assert journal.push(push_of(3, lane)) is Verdict.NEW
+    journal.close()
+    assert images(opened(tmp_path / "other")) == images(calm)
+
+
+def _raise(path):
+    raise OSError("the disk says no")
+
+
+def test_two_processes_do_not_write_to_one_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("shoal.tables.stored._LOCKED_S", 0.1)
+    journal = opened(tmp_path)
+    with pytest.raises(ConfigError, match="another process writes to"):
+        opened(tmp_path)
+    journal.close()
+    opened(tmp_path).close()
+
+
+def test_tables_of_other_lanes_are_refused(tmp_path):
+    opened(tmp_path).close()
+    with pytest.raises(ConfigError, match="is of a job with 4 lanes, not 5"):
+        Journal(tmp_path, SPECS, Keeping(consistency=Sync(), num_lanes=5))
+
+
+def test_a_log_that_is_damaged_before_a_mark_is_not_read_as_the_version(tmp_path):
+    journal = opened(tmp_path)
+    run(journal, range(3))
+    journal.mark(3)
+    assert tables_at(tmp_path, 3)["b"].clock == journal.tables["b"].clock
+    path = tmp_path / "log-0"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(StoreFault, match="is damaged at byte"):
+        tables_at(tmp_path, 3)
+    path.write_bytes(data[:-10])
+    with pytest.raises(StoreFault, match="is damaged at byte"):
+        tables_at(tmp_path, 3)

@@ -167,7 +167,7 @@ def test_a_snapshot_that_was_not_finished_does_not_count(tmp_path):
     (tmp_path / "log-1").write_bytes(b"shoal log 1\n")
     again = opened(tmp_path)
     assert again.applier.book.cursor(0) == 8
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["log-0"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "log-0", "tables.json"]
 
 
 def test_a_gradient_that_is_not_finite_names_worker_and_lane(tmp_path):

@@ -12,6 +12,9 @@ from shoal.tables.log import MAGIC, Log
 BODIES = [b"one", b"2" * 1000, bytes(range(256)), b"\x00"]
 
 
+HEAD_BYTES = 12
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     with Log(tmp_path / "log") as log:
@@ -33,7 +36,7 @@ def test_wherever_it_is_torn_the_whole_records_count(path):
     whole = path.read_bytes()
     ends = [len(MAGIC)]
     for body in BODIES:
-        ends.append(ends[-1] + 8 + len(body))
+        ends.append(ends[-1] + HEAD_BYTES + len(body))
     for length in range(len(MAGIC), len(whole)):
         path.write_bytes(whole[:length])
         kept = sum(end <= length for end in ends) - 1
@@ -57,7 +60,7 @@ def test_a_log_that_was_torn_in_its_first_line_is_a_new_one(path, length):
 
 def test_a_record_that_was_altered_is_not_taken_for_one(path):
     altered = bytearray(path.read_bytes())
-    altered[len(MAGIC) + 8 + 3 + 8 + 500] ^= 1
+    altered[len(MAGIC) + HEAD_BYTES + 3 + HEAD_BYTES + 500] ^= 1
     path.write_bytes(altered)
     with Log(path) as log:
         assert list(log.records()) == BODIES[:1]
@@ -66,7 +69,7 @@ def test_a_record_that_was_altered_is_not_taken_for_one(path):
 
 def test_a_length_that_lies_is_not_believed(path):
     with path.open("ab") as file:
-        file.write(b"\xff\xff\xff\x7f\x00\x00\x00\x00")
+        file.write(b"\xff\xff\xff\x7f" + bytes(8))
     with Log(path) as log:
         assert list(log.records()) == BODIES and log.torn is not None
 
@@ -76,7 +79,7 @@ def test_a_cleared_log_begins_anew(path):
         log.clear()
         log.append(b"new")
         assert list(log.records()) == [b"new"]
-    assert path.stat().st_size == len(MAGIC) + 8 + 3
+    assert path.stat().st_size == len(MAGIC) + HEAD_BYTES + 3
 
 
 def test_another_file_is_not_written_over(tmp_path):

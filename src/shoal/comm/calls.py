@@ -179,6 +179,11 @@ class Calls:
             self._open.pop(number, None)
             self._answers.pop(number, None)
 
+    def forget_all(self) -> None:
+        """Nobody will wait for anything that is open."""
+        self._open.clear()
+        self._answers.clear()
+
     def _turn(self, timeout_s: float) -> bool:
         """Take what comes; whether anything did."""
         ready = self._poller.poll(max(0, round(timeout_s * 1000)))

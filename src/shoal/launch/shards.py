@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
-from shoal.errors import ShoalError
+from shoal.errors import ConfigError, ShoalError
 from shoal.launch.fleet import Gone, Place
 from shoal.shards.process import Order
 from shoal.training.folder import RunFolder
 
-_MOST_FAILURES = 5
+_MOST_FAILURES, _PAUSE_S = 5, 0.2
+_START_S = 120.0
 
 
 @dataclass
@@ -25,6 +27,7 @@ class _Shard:
     place: Place
     child: subprocess.Popen[bytes]
     address: str = ""
+    started_s: float = field(default_factory=time.monotonic)
     num_failures: int = 0
     """Since it last said where it listens."""
 
@@ -49,6 +52,11 @@ class ShardCrew:
         names = [f"s{number}" for number in range(num_shards(record))]
         self._folder = folder
         self._shards: dict[str, _Shard] = {}
+        there = len(list((folder.path / "shards").glob("s*")))
+        if there not in (0, len(names)):
+            raise ConfigError(
+                f"the run's tables are in {there} shards, and strategy.shards is {len(names)}; say {there}"
+            )
         try:
             for number, name in enumerate(names):
                 place = places[number % len(places)]
@@ -66,7 +74,9 @@ class ShardCrew:
     def _start(self, order: Order, place: Place) -> subprocess.Popen[bytes]:
         words = [*place.words, sys.executable, "-m", "shoal.shards.process"]
         with self._folder.log_path(order.name).open("ab") as log:
-            child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
+            child = subprocess.Popen(
+                words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True
+            )
         assert child.stdin is not None and child.stdout is not None
         os.set_blocking(child.stdout.fileno(), False)
         child.stdin.write(msgspec.json.encode(order) + b"\n")
@@ -89,15 +99,21 @@ class ShardCrew:
             if line:
                 shard.address, shard.num_failures = msgspec.json.decode(line)["address"], 0
             code = shard.child.poll()
+            if code is None and not shard.address and time.monotonic() - shard.started_s > _START_S:
+                shard.child.kill()
+                code = shard.child.wait()
             if code is None:
                 continue
             gone.append(Gone(name, f"killed by signal {-code}" if code < 0 else f"exited with {code}"))
             shard.num_failures += 1
-            if shard.num_failures >= _MOST_FAILURES or code == 2:
+            if shard.num_failures >= _MOST_FAILURES:
                 raise ShoalError(f"shard {name} does not start; {self._folder.log_path(name)} ends: {self._last(name)}")
             _end(shard.child)
             port = int(shard.address.rpartition(":")[2] or 0)
+            if shard.num_failures > 1:
+                time.sleep(_PAUSE_S)  # its port may be free then
             shard.child = self._start(msgspec.structs.replace(shard.order, port=port), shard.place)
+            shard.started_s = time.monotonic()
         return gone
 
     def _last(self, name: str) -> str:

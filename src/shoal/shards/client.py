@@ -15,7 +15,7 @@ import numpy.typing as npt
 from shoal import errors
 from shoal.comm.calls import Calls, Frame, joined, pieces
 from shoal.comm.keys import JobKey
-from shoal.errors import Bug, ConfigError, Fault, LinkFault, ShoalError
+from shoal.errors import Behind, Bug, ConfigError, Fault, LinkFault, ShoalError
 from shoal.shards import messages as msg
 from shoal.tables import TableSpec
 from shoal.tables.applying import NOW
@@ -34,6 +34,10 @@ _MOST_MAPS, _BREATH_S = 5000, 0.001
 
 class NotThisMap(Fault):
     """The map of buckets has changed: the question is to be asked again, by the new one."""
+
+
+class NotInOrder(Fault):
+    """A push does not continue what a shard has of its lanes."""
 
 
 @dataclass
@@ -93,13 +97,15 @@ class Client:
         self._dims |= {spec.name: spec.dim for spec in specs}
 
     def begin(self, generation: int, base: int = 0) -> None:
-        """Have a generation begin on all shards. ``Fault`` if it is over, or a shard cannot stand at ``base``."""
+        """Have a generation begin on all shards. ``Fault`` if it is over, ``Behind`` if one cannot stand at ``base``.
+        What was asked before is of no more use."""
+        self._calls.forget_all()
         for shard, answer in self._ask_all(msg.Begin(generation, base)).items():
             verdict = Verdict(_as(answer, msg.Taken).verdict)
             if verdict is Verdict.ZOMBIE:
                 raise Fault(f"generation {generation} is over: shard {shard} is beyond it", generation=generation)
             if verdict is Verdict.AMISS:
-                raise Fault(f"shard {shard} cannot stand at step {base}", generation=generation, step=base)
+                raise Behind(f"shard {shard} cannot stand at step {base}", generation=generation, step=base)
 
     def store(self) -> None:
         """Have every shard keep all that it has."""
@@ -191,11 +197,15 @@ class Client:
     def settle(self, pushing: Pushing) -> set[Verdict]:
         """Wait until all shards have acknowledged a push: what they found it to be. ``Fault`` for a zombie's, or one
         that does not continue its lanes; ``Diverged`` and ``ConfigError`` for one that cannot be applied."""
-        for _ in range(_MOST_MAPS):
+        for attempt in range(_MOST_MAPS):
             try:
                 return self._settle(pushing)
             except NotThisMap:
                 self._send(pushing)
+            except NotInOrder:
+                if attempt:
+                    raise
+                self._send(pushing)  # what it continues had been lost on the way, and has come meanwhile
         raise Bug("the map of buckets changes faster than it can be followed")
 
     def _settle(self, pushing: Pushing) -> set[Verdict]:
@@ -207,7 +217,9 @@ class Client:
                 number = pushing.push.generation
                 raise Fault(f"generation {number} is over: shard {shard} is beyond it", generation=number)
             if verdict is Verdict.AMISS:
-                raise Fault(f"a push of {_spans(pushing.push.lanes)} does not continue what shard {shard} has of them")
+                raise NotInOrder(
+                    f"a push of {_spans(pushing.push.lanes)} does not continue what shard {shard} has of them"
+                )
             found.add(verdict)
         return found
 

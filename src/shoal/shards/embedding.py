@@ -74,7 +74,7 @@ class _Rows(nn.Module):
         unique, inverse = distinct(np.ascontiguousarray(ids.detach().cpu().numpy().reshape(-1), np.int64))
         pulled = self.source.pull(self.spec.name, unique)
         rows = torch.from_numpy(pulled if pulled.flags.writeable else pulled.copy()).to(ids.device)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and self.training:
             rows.requires_grad_()
             self._taken.append((unique, rows))
         return rows, torch.from_numpy(inverse.astype(np.int64)).to(ids.device)
@@ -97,8 +97,8 @@ class _Rows(nn.Module):
 class Embedding(_Rows):
     """Rows by id, in place of ``torch.nn.Embedding``: ids of any shape (…) -> (…, dim) float32.
 
-    Any int64 is an id, and the table holds those that were trained. ``optimizer`` is the table's rule. Modules of one
-    name share a table. ``ConfigError`` for ids of another type.
+    Any int64 is an id, and the table holds those that were trained. ``optimizer`` is the table's rule. In a run modules
+    of one name share a table. ``ConfigError`` for ids of another type.
     """
 
     def __init__(self, name: str, dim: int, optimizer: Rule | None = None, **options: Unpack[TableOptions]) -> None:

@@ -115,10 +115,14 @@ class Holdings:
         return Verdict.NEW if Verdict.NEW in verdicts else Verdict.KNOWN
 
     def begin(self, begin: Begin) -> Verdict:
-        """Let a generation begin in all of it."""
-        verdicts = [holding.journal.begin(begin) for holding in self.all]
-        order = (Verdict.ZOMBIE, Verdict.AMISS, Verdict.NEW, Verdict.KNOWN)
-        return min(verdicts, key=order.index)
+        """Let a generation begin in all of it, or in none."""
+        verdicts = [holding.journal.can_begin(begin) for holding in self.all]
+        for worst in (Verdict.ZOMBIE, Verdict.AMISS):
+            if worst in verdicts:
+                return worst
+        for holding in self.all:
+            holding.journal.begin(begin)
+        return Verdict.NEW if Verdict.NEW in verdicts else Verdict.KNOWN
 
     def books(self) -> list[dict[int, int]]:
         """For each journal, how many steps of each lane have come."""
@@ -163,9 +167,17 @@ class Holdings:
         for holding in empty:  # its book is of nothing that is pushed here
             holding.journal.close()
 
-    def give_up(self, holding: Holding, buckets: Mask) -> None:
+    def reopen(self, folder: str) -> Journal:
+        """The journal of buckets that were coming when this process was started in another's place. ``ConfigError`` if
+        there is none."""
+        if not (self._folder / folder).is_dir():
+            raise ConfigError(f"nothing of {folder} is here; begin with its first part")
+        return Journal(self._folder / folder, self._specs, self._keeping)
+
+    def give_up(self, buckets: Mask) -> None:
         """Hold these no longer."""
-        holding.buckets = holding.buckets & ~buckets
+        for holding in self.all:
+            holding.buckets = holding.buckets & ~buckets
         self.write()
 
     def write(self) -> None:

@@ -40,6 +40,8 @@ class StoredTables:
 
 def stored_tables(run: Path, step: int) -> StoredTables:
     """Those of a run's folder. ``StoreFault`` if it has none, or none of that version."""
+    if any(path.exists() for path in (run / "shards").glob("s*/holdings.json")):
+        raise StoreFault(f"buckets of {run} have moved between its shards, and versions do not tell where they were")
     folders = sorted((run / "shards").glob("s*"), key=lambda folder: int(folder.name[1:]))
     if not folders:
         raise StoreFault(f"{run} has no table shards; are they on other hosts? copy its folder shards from there")

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from shoal.errors import Diverged
+from shoal.errors import Diverged, StoreFault
 from shoal.shards.client import Client, Pushing
 from shoal.shards.embedding import embeddings_of, parts_of, specs_of
 from shoal.tables import TableSpec
@@ -42,6 +42,15 @@ class TableSession:
         self._pushing, self._generation, self.step = None, generation, base
         self._client.begin(generation, base)
         parts_of(self._modules)  # what an interrupted step has left
+
+    def check_reach(self, step: int) -> None:
+        """``StoreFault`` if a shard stands before a step that is stored: what it had is gone."""
+        for name, standing in self._client.standings().items():
+            if standing.step < step:
+                raise StoreFault(
+                    f"shard {name} stands at step {standing.step}, and version {step} is stored; its folder or log is "
+                    "gone or damaged"
+                )
 
     def pull(self, table: str, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         return self._client.pull(table, ids, self.step)

@@ -55,6 +55,15 @@ class _Times:
         }  # fmt: skip
 
 
+class _Gone(msgspec.Struct, frozen=True):
+    """Buckets that were given away, and with what: kept until they are served elsewhere."""
+
+    told: msg.Handed
+    body: bytes
+    buckets: bytes
+    map: msg.Map
+
+
 class Shard:
     """``name`` is how the map of buckets knows it. What it is given is kept in ``folder``, and found there again.
 
@@ -126,6 +135,8 @@ class Shard:
                 if asked.step == NOW or self._tables.is_ready(asked.step):
                     self._pull(question, asked)
                 else:
+                    key = (question.peer, question.number)
+                    self._waiting = [e for e in self._waiting if (e[0].peer, e[0].number) != key]  # asked again
                     self._waiting.append((question, asked))
             case msg.Push():
                 if not self._is_of_another_map(question, asked.epoch):
@@ -183,28 +194,28 @@ class Shard:
     def _let_go(self, question: Question, asked: msg.LetGo) -> None:
         """What is given is kept first: whoever asks again is given the same."""
         path = self._folder / f"gone-{asked.move}"
-        if path.exists():
-            told, body = msgspec.msgpack.decode(path.read_bytes(), type=tuple[msg.Handed, bytes])
-            self._answer(question, told, *pieces(body))
-            return
-        buckets = unpacked(asked.buckets)
-        holding = self._tables.of(buckets)
-        entry, pushes = holding.journal.let_go(buckets, asked.since)
-        told, body = self._handed([entry, *pushes])
-        partial = path.with_suffix(".partial")
-        partial.write_bytes(msgspec.msgpack.encode((told, body)))
-        partial.replace(path)
-        self._use(asked.map)
-        self._tables.give_up(holding, buckets)
-        self._answer(question, told, *pieces(body))
+        if not path.exists():
+            buckets = unpacked(asked.buckets)
+            entry, pushes = self._tables.of(buckets).journal.let_go(buckets, asked.since)
+            told, body = self._handed([entry, *pushes])
+            partial = path.with_suffix(".partial")
+            partial.write_bytes(msgspec.msgpack.encode(_Gone(told, body, asked.buckets, asked.map)))
+            partial.replace(path)
+        gone = self._be_gone(path)
+        self._answer(question, gone.told, *pieces(gone.body))
         self._answer_those_that_wait()
 
+    def _be_gone(self, path: Path) -> _Gone:
+        """Serve what was given away no longer; also for who is started in this one's place in the middle of it."""
+        gone = msgspec.msgpack.decode(path.read_bytes(), type=_Gone)
+        self._use(gone.map)
+        self._tables.give_up(unpacked(gone.buckets))
+        return gone
+
     def _take_over(self, asked: msg.TakeOver, question: Question) -> None:
-        journal = self._coming.pop(asked.move, None)
-        if journal is None:
-            if any(holding.folder == f"move-{asked.move}" for holding in self._tables.all):
-                return  # it has been
-            raise ConfigError(f"nothing of {asked.move} is here; begin with its first part")
+        if any(holding.folder == f"move-{asked.move}" for holding in self._tables.all):
+            return  # it has been
+        journal = self._coming.pop(asked.move, None) or self._tables.reopen(f"move-{asked.move}")
         body, at, entries = joined(question.frames[1:]), 0, []
         for length in asked.lengths:
             entries.append(decode(body[at : at + length]))
@@ -297,6 +308,9 @@ class Shard:
         if self._held is None:
             owned = self._buckets.shards.index(self.name) if self.name in self._buckets.shards else -1
             self._held = Holdings(self._folder, specs, self._keeping, self._buckets.owners == owned)
+            for path in self._folder.glob("gone-*"):
+                if not path.suffix:
+                    self._be_gone(path)
             return
         for spec in specs:
             known = self._held.specs.get(spec.name)

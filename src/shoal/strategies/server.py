@@ -139,7 +139,10 @@ class Served:
         """Nothing."""
 
     def roll_back(self) -> None:
-        """Nothing of a step is ever taken back."""
+        """Give up gradients of a step that was interrupted."""
+        for block in self._blocks:
+            for parameter in block.parameters:
+                parameter.grad = None
 
     @contextmanager
     def committed(self) -> Iterator[None]:
@@ -155,7 +158,9 @@ class Served:
 def rule_of(optimizer: Optimizer, group: Mapping[str, Any]) -> Rule:
     """The row-wise rule that does what a torch optimizer does. ``ConfigError`` if there is none."""
     kind = type(optimizer)
-    extras = {name: group[name] for name in ("momentum", "weight_decay", "lr_decay", "amsgrad") if group.get(name)}
+    extras = {
+        name: group[name] for name in ("momentum", "weight_decay", "lr_decay", "amsgrad", "maximize") if group.get(name)
+    }
     if kind in (torch.optim.SGD, torch.optim.Adagrad, torch.optim.Adam) and not extras:
         lr = float(group["lr"])
         if kind is torch.optim.SGD:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from shoal.errors import ConfigError, Fault
+from shoal.errors import ConfigError, Diverged, Fault
 from shoal.tables.batches import distinct, sums
 from shoal.tables.book import Book, Verdict
 from shoal.tables.consistency import Async, Bounded, Consistency, Sync
@@ -42,6 +42,10 @@ class Applier(Protocol):
 
     def judge(self, push: Push) -> Verdict:
         """What becomes of it."""
+        ...
+
+    def check(self, push: Push) -> None:
+        """``Diverged`` for a push that is new and makes a step's sum that is not finite."""
         ...
 
     def take(self, push: Push) -> None:
@@ -113,6 +117,9 @@ class AtOnce:
     def judge(self, push: Push) -> Verdict:
         return self.book.judge(push.generation, push.lanes)
 
+    def check(self, push: Push) -> None:
+        """Each push is by itself."""
+
     def take(self, push: Push) -> None:
         for part in push.parts:
             self._tables[part.table].push(part.ids, part.gradients, push.now_s)
@@ -164,6 +171,7 @@ class InStep:
         self._num_lanes = num_lanes
         self._stage: list[Push] = []
         self._last: _Done | None = None
+        self._ready: tuple[Push, dict[str, tuple[Ids, Weights]]] | None = None
         self.step = 0
         self.generation = 0
 
@@ -184,25 +192,47 @@ class InStep:
             return Verdict.NEW
         return Verdict.KNOWN if set(push.lanes) <= staged else Verdict.AMISS
 
-    def take(self, push: Push) -> None:
-        self._stage.append(push)
-        if sum(len(other.lanes) for other in self._stage) == self._num_lanes:
-            self._apply(sorted(self._stage, key=lambda other: min(other.lanes)))
+    def check(self, push: Push) -> None:
+        if not self._completes(push):
+            return
+        self._ready = push, self._sums([*self._stage, push])
+        for name, (ids, summed) in self._ready[1].items():
+            try:
+                self._tables[name].check_gradients(ids, summed)
+            except Diverged as error:
+                raise Diverged(f"{error} (a sum over lanes, of step {self.step})") from None
 
-    def _apply(self, pushes: list[Push]) -> None:
+    def _completes(self, push: Push) -> bool:
+        return sum(len(other.lanes) for other in (*self._stage, push)) == self._num_lanes
+
+    def _sums(self, pushes: Sequence[Push]) -> dict[str, tuple[Ids, Weights]]:
+        """By table: the distinct ids of a step, and the sum of their gradients in the order of lanes."""
+        found = {}
+        ordered = sorted(pushes, key=lambda other: min(other.lanes))
+        for name in self._tables:
+            parts = [part for push in ordered for part in push.parts if part.table == name and len(part.ids)]
+            if parts:
+                ids, inverse = distinct(np.concatenate([part.ids for part in parts]))
+                found[name] = ids, sums(np.concatenate([part.gradients for part in parts]), inverse, len(ids))
+        return found
+
+    def take(self, push: Push) -> None:
+        completes = self._completes(push)
+        self._stage.append(push)
+        if completes:
+            is_summed = self._ready is not None and self._ready[0] is push
+            self._apply(self._stage, self._ready[1] if is_summed and self._ready else self._sums(self._stage))
+
+    def _apply(self, pushes: Sequence[Push], summed_by_table: Mapping[str, tuple[Ids, Weights]]) -> None:
         before, weights = {}, {}
         now_s = max(push.now_s for push in pushes)
-        for name, table in self._tables.items():
-            parts = [part for push in pushes for part in push.parts if part.table == name]
-            if not parts:
-                continue
-            ids, inverse = distinct(np.concatenate([part.ids for part in parts]))
-            summed = sums(np.concatenate([part.gradients for part in parts]), inverse, len(ids))
+        for name, (ids, summed) in summed_by_table.items():
+            table = self._tables[name]
             before[name] = table.image_of(ids)
             order = np.argsort(ids)
             weights[name] = ids[order], table.pull(ids[order])
             table.push(ids, summed, now_s)
-        self._last, self._stage = _Done(pushes, before, weights), []
+        self._last, self._stage, self._ready = _Done(pushes, before, weights), [], None
         self.step += 1
 
     def may_begin(self, begin: Begin) -> Verdict:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from shoal.errors import ConfigError, Diverged, StoreFault
+from shoal.errors import ConfigError, Diverged, ShoalError, StoreFault
 from shoal.tables.applying import NOW, applier_for
 from shoal.tables.batches import buckets_of
 from shoal.tables.book import Verdict
@@ -26,7 +26,7 @@ from shoal.tables.consistency import Async, Consistency, Sync
 from shoal.tables.frame import Begin, Drop, Entry, Import, Part, Push
 from shoal.tables.log import Log, Torn, read_records
 from shoal.tables.spec import TableSpec
-from shoal.tables.stored import JournalFolder, packed, read_snapshot, replay, take
+from shoal.tables.stored import JournalFolder, flush, locked, packed, read_snapshot, replay, take
 from shoal.tables.table import Mask, Table
 
 Durability = Literal["snapshot", "log"]
@@ -54,12 +54,27 @@ class Journal:
     def __init__(self, folder: Path, specs: Sequence[TableSpec], keeping: Keeping) -> None:
         if len({spec.name for spec in specs}) < len(specs):
             raise ConfigError(f"two tables have one name: {sorted(spec.name for spec in specs)}")
-        self.tables = {spec.name: Table(spec, keeping.memory_bytes) for spec in specs}
-        self.applier = applier_for(keeping.consistency, self.tables, keeping.num_lanes)
         self.keeping = keeping
         self._folder = JournalFolder(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder.write_contents(specs, keeping.num_lanes, in_step=isinstance(keeping.consistency, Sync))
+        self._lock = locked(folder)
+        try:
+            self._folder.check(specs, keeping.num_lanes)
+            self.tables = {spec.name: Table(spec, keeping.memory_bytes) for spec in specs}
+            if self._folder.contents() is None:
+                in_step = isinstance(keeping.consistency, Sync)
+                self._folder.write_contents(specs, keeping.num_lanes, in_step=in_step)
+            self._open()
+        except BaseException:
+            os.close(self._lock)
+            raise
+        self._remove_older()
+
+    def _open(self) -> None:
+        """Stand where the disk says."""
+        for table in self.tables.values():
+            table.clear()
+        self.applier = applier_for(self.keeping.consistency, self.tables, self.keeping.num_lanes)
         self._number = max((number for number, _ in self._folder.numbered("snapshot-")), default=0)
         self._marks = self._folder.marks()
         if self._number:
@@ -67,7 +82,6 @@ class Journal:
         self._log = Log(self._folder.log(self._number))
         self.torn: Torn | None = self._log.torn
         replay(self._log.records(), self.tables, self.applier)
-        self._remove_older()
 
     # Pushes and pulls
 
@@ -85,6 +99,7 @@ class Journal:
         verdict = self.applier.judge(push)
         if verdict is Verdict.NEW:
             self.check(push, worker)
+            self.applier.check(push)
             self._keep(push)
             self.applier.take(push)
         return verdict
@@ -174,10 +189,17 @@ class Journal:
             self._log.flush()
         else:
             self.snapshot(step)
-        kept = {known: where for known, where in self._marks.items() if known in keep}
+        newest = max(keep, default=-1)  # what is newer is still being stored
+        kept = {known: where for known, where in self._marks.items() if known in keep or known > newest}
         self._marks = kept | {step: (self._number, self._log.num_bytes)}
         self._folder.write_marks(self._marks)
         self._remove_older()
+
+    def can_begin(self, begin: Begin) -> Verdict:
+        """What ``begin`` would say, without anything being done."""
+        verdict = self.applier.may_begin(begin)
+        may_return = begin.base in self._marks or begin.base == 0
+        return Verdict.NEW if verdict is Verdict.AMISS and may_return else verdict
 
     def _return(self, step: int) -> None:
         """Stand at a mark, or where nothing has been pushed yet."""
@@ -185,12 +207,18 @@ class Journal:
         for table in self.tables.values():
             table.clear()
         self.applier = applier_for(self.keeping.consistency, self.tables, self.keeping.num_lanes)
-        if number:
-            read_snapshot(self._folder.snapshot(number), self.tables, self.applier)
-        if until:
-            replay(read_records(self._folder.log(number), until), self.tables, self.applier)
+        try:
+            if number:
+                read_snapshot(self._folder.snapshot(number), self.tables, self.applier)
+            if until:
+                replay(read_records(self._folder.log(number), until), self.tables, self.applier)
+            self.snapshot()
+        except ShoalError:
+            self._log.close()
+            self._open()
+            raise
         self._marks = {known: where for known, where in self._marks.items() if known <= step}
-        self.snapshot()
+        self._folder.write_marks(self._marks)
 
     # What is kept
 
@@ -223,18 +251,23 @@ class Journal:
             image = table.image()
             meta[name] = image.meta()
             arrays |= {f"{name}/{key}": array for key, array in image.arrays().items()}
-        path = self._folder.snapshot(number)
+        path, log_path = self._folder.snapshot(number), self._folder.log(number)
         partial = path.with_suffix(".partial")
+        log_path.unlink(missing_ok=True)  # of an attempt that failed
+        log: Log | None = None
         try:
             save_file(arrays, partial, {"tables": json.dumps(meta), "applier": json.dumps(self.applier.record())})
-            _flush(partial)
-            log = Log(self._folder.log(number))  # there before its snapshot counts
+            flush(partial)
+            log = Log(log_path)  # there before its snapshot counts
             for push in withdrawn if self.keeping.durability == "log" else ():
                 log.append(*push.encode())
             partial.replace(path)
-            _flush(self._folder.path)
+            flush(self._folder.path)
         except (OSError, SafetensorError, StoreFault) as error:
-            partial.unlink(missing_ok=True)
+            if log is not None:
+                log.close()
+            for file in (partial, path, log_path):
+                file.unlink(missing_ok=True)
             raise StoreFault(f"the snapshot {path} could not be written: {error}") from None
         self._log.close()
         self._log, self._number = log, number
@@ -244,6 +277,7 @@ class Journal:
     def close(self) -> None:
         """Nothing more will be pushed."""
         self._log.close()
+        os.close(self._lock)
 
     def _remove_older(self) -> None:
         wanted = {self._number, *(number for number, _ in self._marks.values())}
@@ -261,12 +295,3 @@ def restricted(push: Push, buckets: Mask) -> Push:
         own = buckets[buckets_of(part.ids)]
         parts.append(Part(part.table, part.ids[own], part.gradients[own]))
     return Push(push.generation, push.lanes, parts, push.now_s)
-
-
-def _flush(path: Path) -> None:
-    """Have the disk take a file, or what a folder says of its files."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

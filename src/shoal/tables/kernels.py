@@ -411,10 +411,10 @@ def chosen_in(places: Places, since: int, buckets: Array, out: Array) -> int:
     count = 0
     for place in range(places[0].size):
         ref = places[1][place]
-        if ref != 0 and ref != GRAVE and i64(places[2][place]) > since:
-            if buckets[i64(mix(u64(places[0][place])) & u64(buckets.size - 1))]:
-                out[count] = place
-                count += 1
+        is_there = ref != 0 and ref != GRAVE and i64(places[2][place]) > since
+        if is_there and buckets[i64(mix(u64(places[0][place])) & u64(buckets.size - 1))]:
+            out[count] = place
+            count += 1
     return count
 
 

@@ -21,6 +21,7 @@ MAGIC = b"shoal log 1\n"
 MOST_BYTES = 1 << 30
 """Of a record's body."""
 
+_MOST_PARTS = 512
 _HEAD = struct.Struct("<IQ")
 
 
@@ -84,6 +85,8 @@ class Log:
         self._write([_HEAD.pack(length, check.intdigest()), *parts])
 
     def _write(self, parts: list[bytes | memoryview]) -> None:
+        if len(parts) > _MOST_PARTS:
+            parts = [b"".join(parts)]
         left = sum(len(part) for part in parts)
         at = self._end
         try:
@@ -126,16 +129,21 @@ class Log:
 
 def read_records(path: Path, until: int) -> Iterator[bytes]:
     """The bodies of a log up to byte ``until``, without opening it to append: it may be in use."""
+    reached = len(MAGIC)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise StoreFault(f"the log {path} cannot be opened: {error.strerror}") from None
     try:
-        for body, _, _ in _records(fd, until):
-            if body is not None:
-                yield body
+        for body, at, reason in _records(fd, min(until, os.fstat(fd).st_size)):
+            if body is None:
+                raise StoreFault(f"the log {path} is damaged at byte {at}: {reason}")
+            reached = at
+            yield body
     finally:
         os.close(fd)
+    if reached < until:
+        raise StoreFault(f"the log {path} ends at byte {reached}, and was to hold {until}")
 
 
 def _records(fd: int, size: int) -> Iterator[tuple[bytes | None, int, str]]:

@@ -6,7 +6,10 @@ says for a step which snapshot and how much of its log make it up; ``tables.json
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +29,8 @@ from shoal.tables.image import Image
 from shoal.tables.log import read_records
 from shoal.tables.spec import TableSpec
 from shoal.tables.table import Table
+
+_LOCKED_S = 10.0
 
 Marks = Mapping[int, tuple[int, int]]
 """For a step: a snapshot's number, and bytes of its log."""
@@ -78,13 +83,54 @@ class JournalFolder:
         contents = Contents([spec.record() for spec in specs], num_lanes, in_step)
         self._replace("tables.json", msgspec.json.encode(contents))
 
+    def check(self, specs: Sequence[TableSpec], num_lanes: int) -> None:
+        """``ConfigError`` if the folder is of other tables, or of a job with other lanes."""
+        contents = self.contents()
+        if contents is None:
+            return
+        known = {spec.name: spec for spec in map(TableSpec.read, contents.specs)}
+        for spec in specs:
+            if spec.name in known and known[spec.name] != spec:
+                raise ConfigError(f"{self.path} is of {known[spec.name]}, and an image of it is not one of {spec}")
+        if set(known) != {spec.name for spec in specs}:
+            raise ConfigError(f"{self.path} is of the tables {sorted(known)}, not of {sorted(s.name for s in specs)}")
+        if contents.num_lanes != num_lanes:
+            raise ConfigError(f"{self.path} is of a job with {contents.num_lanes} lanes, not {num_lanes}")
+
     def _replace(self, name: str, data: bytes) -> None:
         partial = self.path / f"{name}.partial"
         try:
             partial.write_bytes(data)
+            flush(partial)
             partial.replace(self.path / name)
+            flush(self.path)
         except OSError as error:
             raise StoreFault(f"{self.path / name} could not be written: {error}") from None
+
+
+def flush(path: Path) -> None:
+    """Have the disk take a file, or what a folder says of its files."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def locked(folder: Path) -> int:
+    """Be the one that writes to a folder, as long as the descriptor is open. ``ConfigError`` if another stays for 10 s:
+    a process that has been replaced may still be ending."""
+    fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline_s = time.monotonic() + _LOCKED_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fd
+        except BlockingIOError:
+            if time.monotonic() > deadline_s:
+                os.close(fd)
+                raise ConfigError(f"another process writes to {folder}; is it of a run that still goes on?") from None
+            time.sleep(_LOCKED_S / 200)
 
 
 def read_snapshot(path: Path, tables: Mapping[str, Table], applier: Applier) -> None:
@@ -156,4 +202,6 @@ def tables_at(path: Path, step: int) -> dict[str, Table]:
         read_snapshot(folder.snapshot(number), tables, applier)
     replay(read_records(folder.log(number), until), tables, applier)
     applier.withdraw(step)
+    if contents.in_step and applier.step != step:
+        raise StoreFault(f"{path} was to hold the tables of step {step}, and what it holds leads to {applier.step}")
     return tables

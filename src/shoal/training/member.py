@@ -10,7 +10,7 @@ from shoal.clock import SystemClock
 from shoal.comm import messages as msg
 from shoal.comm.collectives import Group, Seat
 from shoal.comm.transfer import fetch
-from shoal.errors import Diverged, Fault, ShoalError
+from shoal.errors import Diverged, Fault, ShoalError, StoreFault
 from shoal.evaluation import evaluate
 from shoal.lanes import Ledger
 from shoal.membership import Lanes, Origin, Standing
@@ -148,6 +148,8 @@ class Member:
         if self._tables is not None:
             base = ANYWHERE if self._is_served else self._world.base.step
             self._tables.begin(self._world.generation, base, self.group.check)
+            if self._is_served:
+                self._tables.check_reach(self._kit.versions.newest() or 0)
             if self._leader:
                 self._tell_tables()
         self._engine = self._new_engine()
@@ -169,8 +171,8 @@ class Member:
     def _take_round(self) -> None:
         self._evaluate_if_due()
         stores = self._scribe is not None and not self._kit.replica.has_private_state
-        if stores and self._scribe is not None and self._scribe.at_boundary(self._cursors):
-            self._mark()
+        if stores and self._scribe is not None and self._scribe.at_boundary(self._cursors) and not self._marked():
+            self._scribe.discard()
         assert self._engine is not None
         if self._shadow is not None and self._kit.replica.is_local and not self._hastened:
             self._hasten()
@@ -228,9 +230,17 @@ class Member:
     def _make_version(self) -> None:
         """What each member has for itself is spread evenly; the leader then copies the version, to be stored."""
         num_active = self._level()
-        if self._scribe is not None:
-            self._mark()
+        if self._scribe is not None and self._marked():
             self._scribe.capture(self._cursors(), num_active)
+
+    def _marked(self) -> bool:
+        """Whether the shards have marked the version that is about to be stored; if not, training goes on without."""
+        try:
+            self._mark()
+        except StoreFault as error:
+            self._kit.agent.note("store_failed", step=self._step, reason=str(error))
+            return False
+        return True
 
     def _mark(self) -> None:
         """Have the shards remember the tables of a version that is going to be stored, and of those that are."""

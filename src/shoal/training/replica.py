@@ -93,6 +93,12 @@ class Replica:
         self._fingerprint = None
         self.step = snapshot.step
 
+    def forget(self) -> None:
+        """Stand nowhere: what it held is of no more use."""
+        self._pristine = False
+        self.step, self._fingerprint = -1, None
+        self.progress = self.ahead = None
+
     def fall_behind(self, version: int) -> float:
         """The others hold ``version``, and this worker will copy it: the norm of the residual that it has to drop."""
         self.progress = self.ahead = None

@@ -51,6 +51,10 @@ class Scribe:
         self._pending = self._replica.capture(num_active, cursors=cursors)
         self._stored_at_s, self._stored_step = self._clock.monotonic_s(), self._replica.step
 
+    def discard(self) -> None:
+        """What was captured is not to be stored."""
+        self._pending = None
+
     def stable(self, step: int) -> None:
         """Every member holds version ``step``."""
         if self._pending is not None and self._pending.step <= step:

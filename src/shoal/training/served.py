@@ -1,7 +1,8 @@
 """Steps with all that is trained in shards: a worker takes its lanes' part of one step after another at its own pace.
 
 The shards' books say how far each lane is, on each shard; so who takes over a lost worker's lanes goes on where their
-pushes ended, and does again for a shard only what that shard lacks. A round is as many steps, told of by all.
+pushes ended, and does again for a shard only what that shard lacks. A round is as many steps, told of by all: who has a
+lane at its end answers for all of its samples in the round, for the books have them, whoever computed them.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class ServedComputer:
         self._done: dict[int, list[int]] = {}
         self._flights: deque[Pushing] = deque()
         self._feed: _Feed | None = None
-        self._loss_sum = 0.0
+        self._loss_sum, self._num_taken, self._mean = 0.0, 0, 0.0
 
     def deal(self, lanes: Lanes) -> None:
         self._lanes = tuple(lanes.get(self._scene.name, ()))
@@ -72,7 +73,7 @@ class ServedComputer:
 
     def advance(self, last_step: int) -> Round:
         target = min(last_step, (self._base // self._round_steps + 1) * self._round_steps)
-        self._loss_sum = 0.0
+        self._loss_sum, self._num_taken = 0.0, 0
         while group := self._next_group(target):
             self._take(*group)
         while self._flights:
@@ -81,7 +82,8 @@ class ServedComputer:
         ledger = sum((Ledger.expected(span, self._lanes) for span in spans), Ledger())
         ballot = self._scene.ballot(target)
         held = self._kit.replica.step
-        roll = self._scene.roll_call(ballot.call(ledger, self._loss_sum, bad=False))
+        self._mean = self._loss_sum / self._num_taken if self._num_taken else self._mean
+        roll = self._scene.roll_call(ballot.call(ledger, self._mean * ledger.count, bad=False))
         due = sum((Ledger.expected(span) for span in spans), Ledger())
         if roll.ledger != due:
             raise Bug(f"the steps from {self._base} to {target} took {roll.ledger.count} samples and not {due.count}")
@@ -109,11 +111,13 @@ class ServedComputer:
         with self._scene.meter.computing(local.num_samples, self._session.times):
             self._scene.group.check()
             self._tables.step = step
-            self._session.fetch(self._tables.pull)
+            with self._session.times.spent("wait"):
+                self._session.fetch(self._tables.pull)
             seed_everything(step_seed(self._job.seed, step, lanes[0]))
             self._forward_and_backward(local, self._kit.steps.span(step).num_samples, step)
-            while len(self._flights) >= self._most_in_flight:
-                self._tables.settled(self._flights.popleft())
+            with self._session.times.spent("wait"):
+                while len(self._flights) >= self._most_in_flight:
+                    self._tables.settled(self._flights.popleft())
             self._flights.append(self._tables.send(lanes, self._session.parts()))
         for lane in lanes:
             self._done[lane] = [step + 1] * len(self._done[lane])
@@ -126,6 +130,7 @@ class ServedComputer:
             if not math.isfinite(value):
                 raise Diverged(f"the loss of step {step} is not a finite number", step=step)
             self._loss_sum += value * num_samples
+            self._num_taken += num_samples
             (loss if num_samples == total else loss * (num_samples / total)).backward()  # type: ignore[no-untyped-call]
 
     def _read(self, step: int, lanes: tuple[int, ...]) -> LocalBatch:

@@ -13,8 +13,9 @@ import torch
 from shoal.comm import messages as msg
 from shoal.comm.reach import unreachable
 from shoal.comm.transfer import Offerer
-from shoal.errors import ConfigError, Diverged, Fault, Halted, ShoalError, StoreFault
+from shoal.errors import Behind, ConfigError, Diverged, Fault, Halted, ShoalError, StoreFault
 from shoal.job import Job
+from shoal.membership import NOTHING, Origin, World
 from shoal.shards.client import Client
 from shoal.shards.session import TableSession
 from shoal.strategies import Hybrid, ParameterServer, Served
@@ -130,6 +131,9 @@ class Worker:
         except StoreFault as error:
             self._close(member)
             self._fail(member, error)
+        except Behind as error:
+            self._close(member)
+            self._fall_back(member, enter.world, error)
         except Fault as error:
             self._close(member)
             cut = self._who_is_cut(enter, error)
@@ -150,10 +154,23 @@ class Worker:
         if self._tables is None and isinstance(strategy, Hybrid | ParameterServer):
             replica, own = self._kit.replica, self._kit.assignment
             buckets = BucketMap.even(sorted(shards, key=lambda name: int(name[1:])))
-            client = Client(own.key, buckets, shards, worker=own.name, half=strategy.half)
+            client = Client(
+                own.key, buckets, shards, worker=own.name, half=strategy.half,
+                patience_s=self._kit.job.patience.stuck_s,
+            )  # fmt: skip
             dense = replica.session.specs if isinstance(replica.session, Served) else []
             self._tables = TableSession(replica.model, client, dense)
         return self._tables
+
+    def _fall_back(self, member: Member, world: World, error: Behind) -> None:
+        """The tables have lost what came after the version that was stored last: all go back to it. If they cannot
+        stand there either, the run ends."""
+        if world.origin is not Origin.PEERS:
+            self._fail(member, StoreFault(f"{error}, which is what is stored; its folder or log is gone or damaged"))
+            return
+        self._kit.replica.forget()
+        self._kit.agent.note("fell_back", worker=self._kit.assignment.name, step=world.base.step, reason=str(error))
+        self._kit.agent.report(world.generation, NOTHING, frozenset(), str(error))
 
     def _close(self, member: Member) -> None:
         """At once, so that the others' collectives fail too and they need not wait to be told."""
