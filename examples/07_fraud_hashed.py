@@ -55,7 +55,7 @@ class Fraud:
 
 
 def binned(numbers: np.ndarray, num_known: int) -> np.ndarray:
-    """(n, k) numbers -> (n, k) ids, one for each column and bin. A bin holds as many of the first ``num_known`` rows."""
+    """(n, k) numbers -> (n, k) ids, one a column and bin. Each bin holds as many of the first ``num_known`` rows."""
     parts = np.linspace(0, 1, BINS + 1)[1:-1]
     bounds = [np.quantile(column[:num_known], parts) for column in numbers.T]
     bins = [np.searchsorted(bound, column) for bound, column in zip(bounds, numbers.T, strict=True)]

@@ -104,7 +104,7 @@ def test_tables_that_are_gone_end_a_run_that_is_resumed():
         file.unlink()
     with pytest.raises(shoal.ShoalError, match="cannot stand at step 60, which is what is stored"):
         shoal.resume(first.name, job=job, settings=["epochs=1"], options=QUIET)
-    with pytest.raises(ConfigError, match="are in 2 shards, and strategy.shards is 3; say 2"):
+    with pytest.raises(ConfigError, match=r"are in 2 shards, and strategy\.shards is 3; say 2"):
         shoal.resume(first.name, job=job, settings=["strategy.shards=3"], options=QUIET)
 
 

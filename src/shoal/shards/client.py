@@ -63,11 +63,12 @@ class Pushing:
 
 class Client:
     """Asks the shards of a map; one thread. ``patience_s``: how long a shard may be away. ``half``: rows travel as
-    bfloat16. Ids of a pull or of a push's part are distinct: see ``tables.batches``."""
+    bfloat16. ``waits``: what is read may still be on its way to a shard; else one that lacks it is ``Behind``. Ids of a
+    pull, or of a push's part, are distinct: see ``tables.batches``."""
 
     def __init__(
         self, key: JobKey | None, buckets: BucketMap, addresses: Mapping[str, str], *, worker: str = "",
-        patience_s: float = 30.0, half: bool = False,
+        patience_s: float = 30.0, half: bool = False, waits: bool = True,
     ) -> None:  # fmt: skip
         self.buckets = buckets
         self.worker = worker
@@ -78,6 +79,7 @@ class Client:
         self._calls = Calls(key, addresses)
         self._patience_s = patience_s
         self._half = half
+        self._waits = waits
         self._dims: dict[str, int] = {}
         self._opening = msg.Open([])
 
@@ -131,7 +133,7 @@ class Client:
             raise ConfigError(f"there is no table {table!r}; there are {', '.join(self._dims) or 'none'}")
         order, starts = self._routed(ids)
         pulling = Pulling(table, ids, step, {}, order, starts)
-        head = _ENCODER.encode(msg.Pull(self.buckets.epoch, table, step, self._half))
+        head = _ENCODER.encode(msg.Pull(self.buckets.epoch, table, step, self._half, self._waits))
         chosen = ids if order is None else ids[order]
         for index, shard in enumerate(self.buckets.shards):
             own = chosen[starts[index] : starts[index + 1]]

@@ -25,12 +25,13 @@ class _Message(msgspec.Struct, tag=True, frozen=True, array_like=True):
 
 class Pull(_Message, frozen=True):
     """Rows of a table for these ids (a frame of int64), as ``step`` may see them (-1: the newest). ``half``: as
-    bfloat16."""
+    bfloat16. ``waits``: for a step whose pushes may still be on their way; else they have been acknowledged."""
 
     epoch: int
     table: str
     step: int
     half: bool
+    waits: bool
 
 
 class Push(_Message, frozen=True):

@@ -15,7 +15,7 @@ import numpy as np
 
 from shoal.comm.calls import Answerer, Frame, Question, joined, pieces
 from shoal.comm.keys import JobKey
-from shoal.errors import Bug, ConfigError, ShoalError
+from shoal.errors import Behind, Bug, ConfigError, ShoalError
 from shoal.shards import messages as msg
 from shoal.shards.client import map_of, told_of
 from shoal.shards.holdings import Holdings
@@ -23,7 +23,7 @@ from shoal.tables import TableSpec
 from shoal.tables.applying import NOW
 from shoal.tables.batches import halved
 from shoal.tables.buckets import BucketMap
-from shoal.tables.consistency import Bounded
+from shoal.tables.consistency import Bounded, Sync
 from shoal.tables.frame import Begin, Import, Push, decode
 from shoal.tables.journal import Journal, Keeping
 from shoal.tables.stored import JournalFolder, unpacked
@@ -135,6 +135,7 @@ class Shard:
                 if asked.step == NOW or self._tables.is_ready(asked.step):
                     self._pull(question, asked)
                 else:
+                    self._check_reach(asked)
                     key = (question.peer, question.number)
                     self._waiting = [e for e in self._waiting if (e[0].peer, e[0].number) != key]  # asked again
                     self._waiting.append((question, asked))
@@ -256,6 +257,15 @@ class Shard:
         self._answer(question, head, *pieces(memoryview(body.reshape(-1).view(np.uint8))))  # type: ignore[arg-type]
         self._staleness[staleness] = self._staleness.get(staleness, 0) + 1
         self._pulls.add(time.perf_counter() - begun_s)
+
+    def _check_reach(self, asked: msg.Pull) -> None:
+        """What was acknowledged and is not here was lost: nobody will push it again."""
+        reached = self._tables.step
+        lost = not asked.waits or (asked.step > reached + 1 and isinstance(self._keeping.consistency, Sync))
+        if lost:
+            raise Behind(
+                f"shard {self.name} is at step {reached}, and step {asked.step} was to be read", step=asked.step
+            )
 
     def _check_promise(self, step: int, staleness: int) -> None:
         """No read is ever staler than was promised."""

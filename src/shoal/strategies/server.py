@@ -18,7 +18,7 @@ from shoal.errors import ConfigError
 from shoal.strategies.agreed import Agreed
 from shoal.strategies.memories import Memories
 from shoal.tables import SGD, Adagrad, Adam, Rule, TableSpec
-from shoal.tables.consistency import Async, Consistency
+from shoal.tables.consistency import Async, Consistency, Sync
 from shoal.tables.frame import Part
 from shoal.tables.journal import Durability
 
@@ -52,6 +52,8 @@ class ParameterServer:
             raise ConfigError(f"shards must be from 1 to {_MOST_SHARDS}, not {self.shards}")
         if self.durability not in ("log", "snapshot"):
             raise ConfigError(f"durability must be log or snapshot, not {self.durability!r}")
+        if isinstance(self.consistency, Sync) and self.durability == "snapshot":
+            raise ConfigError("Sync() in shards alone needs durability='log': shards cannot go back to a version apart")
         if self.round_steps < 1:
             raise ConfigError(f"round_steps must be at least 1, not {self.round_steps}")
 

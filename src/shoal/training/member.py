@@ -46,6 +46,8 @@ class Member:
         self, kit: Kit, enter: msg.Enter, writer: Callable[[], BackgroundWriter], tables: TableSession | None = None
     ) -> None:
         self.paused = False
+        self.has_begun = False
+        """Whether its tables stand at the generation's base."""
         self.group: Group | None = None
         self._kit = kit
         self._world = enter.world
@@ -152,6 +154,7 @@ class Member:
                 self._tables.check_reach(self._kit.versions.newest() or 0)
             if self._leader:
                 self._tell_tables()
+        self.has_begun = True
         self._engine = self._new_engine()
         if self._leader:
             self._scribe = Scribe(job, self._kit.replica, self._writer(), SystemClock())

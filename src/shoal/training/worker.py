@@ -156,7 +156,7 @@ class Worker:
             buckets = BucketMap.even(sorted(shards, key=lambda name: int(name[1:])))
             client = Client(
                 own.key, buckets, shards, worker=own.name, half=strategy.half,
-                patience_s=self._kit.job.patience.stuck_s,
+                patience_s=self._kit.job.patience.stuck_s, waits=not isinstance(strategy, Hybrid),
             )  # fmt: skip
             dense = replica.session.specs if isinstance(replica.session, Served) else []
             self._tables = TableSession(replica.model, client, dense)
@@ -165,7 +165,7 @@ class Worker:
     def _fall_back(self, member: Member, world: World, error: Behind) -> None:
         """The tables have lost what came after the version that was stored last: all go back to it. If they cannot
         stand there either, the run ends."""
-        if world.origin is not Origin.PEERS:
+        if world.origin is not Origin.PEERS and not member.has_begun:
             self._fail(member, StoreFault(f"{error}, which is what is stored; its folder or log is gone or damaged"))
             return
         self._kit.replica.forget()
