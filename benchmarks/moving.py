@@ -84,16 +84,8 @@ def disturb(client: Client, folder: Path, running: dict[str, ShardProcess]) -> d
     return {"one bucket": one, "a shard is added": added, "a shard is removed": removed}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.moving", description=__doc__)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--worker", type=int)
-    parser.add_argument("--folder", type=Path)
-    options = parser.parse_args()
-    num_ids = 200_000 if options.quick else 1_000_000
-    if options.worker is not None:
-        worker(options.worker, num_ids, options.folder)
-        return
+def measure(num_ids: int, *, quick: bool) -> tuple[dict[str, list[Move]], list[dict[str, Any]], Any, Any]:
+    """The moves, what the workers tell, what they pushed of each id, and what the table has of it."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         key = JobKey.make()
@@ -112,7 +104,7 @@ def main() -> None:
             for step, ids in enumerate(np.array_split(np.arange(num_ids), num_ids // 50_000)):
                 zeros = np.zeros((len(ids), DIM), np.float32)
                 client.settle(client.send(Push(1, {WORKERS: (step, step + 1)}, [Part("counts", ids, zeros)])))
-            words = [sys.executable, "-m", "benchmarks.moving", *(["--quick"] if options.quick else [])]
+            words = [sys.executable, "-m", "benchmarks.moving", *(["--quick"] if quick else [])]
             workers = [
                 subprocess.Popen([*words, "--worker", str(lane), "--folder", name], cwd=REPOSITORY)
                 for lane in range(WORKERS)
@@ -131,6 +123,20 @@ def main() -> None:
                 process.wait()
             for shard_process in running.values():
                 shard_process.close()
+    return moves, told, pushed, counts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.moving", description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--worker", type=int)
+    parser.add_argument("--folder", type=Path)
+    options = parser.parse_args()
+    num_ids = 200_000 if options.quick else 1_000_000
+    if options.worker is not None:
+        worker(options.worker, num_ids, options.folder)
+        return
+    moves, told, pushed, counts = measure(num_ids, quick=options.quick)
     every = [one for several in moves.values() for one in several]
     figures: dict[str, Any] = {
         "failed_requests": sum(one["failed"] for one in told),

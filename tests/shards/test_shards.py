@@ -10,7 +10,7 @@ import pytest
 
 from shoal.comm.keys import JobKey
 from shoal.errors import ConfigError, Diverged, Fault, LinkFault
-from shoal.shards.client import Client
+from shoal.shards.client import Client, Manner
 from shoal.tables import Adagrad, Adam, Table, TableSpec, kernels
 from shoal.tables.batches import buckets_of, distinct, sums
 from shoal.tables.book import Verdict
@@ -64,7 +64,7 @@ def test_what_is_pulled_is_what_was_pushed_whichever_shard_has_it(shards, num):
 
 def test_rows_travel_as_bfloat16_where_that_is_asked_for(shards):
     cluster = shards(2)
-    full, half = cluster.client(), cluster.client(half=True)
+    full, half = cluster.client(), cluster.client(manner=Manner(half=True))
     full.open(SPECS)
     half.open(SPECS)
     full.settle(full.send(push_of(0)))
@@ -180,7 +180,7 @@ def test_two_tables_of_one_name_are_refused(shards):
 
 def test_without_the_jobs_key_nobody_is_heard(shards):
     cluster = shards(1)
-    stranger = Client(JobKey.make(), cluster.buckets, cluster.addresses, patience_s=0.5)
+    stranger = Client(JobKey.make(), cluster.buckets, cluster.addresses, manner=Manner(patience_s=0.5))
     with pytest.raises(LinkFault, match="did not answer within"):
         stranger.open(SPECS)
     stranger.close()

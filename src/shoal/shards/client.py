@@ -61,25 +61,31 @@ class Pushing:
     verdicts: dict[str, Verdict] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Manner:
+    """How shards are asked. ``patience_s``: how long one may be away. ``half``: rows travel as bfloat16. ``waits``:
+    what is read may still be on its way to a shard; else one that lacks it is ``Behind``."""
+
+    patience_s: float = 30.0
+    half: bool = False
+    waits: bool = True
+
+
 class Client:
-    """Asks the shards of a map; one thread. ``patience_s``: how long a shard may be away. ``half``: rows travel as
-    bfloat16. ``waits``: what is read may still be on its way to a shard; else one that lacks it is ``Behind``. Ids of a
-    pull, or of a push's part, are distinct: see ``tables.batches``."""
+    """Asks the shards of a map; one thread. Ids of a pull, or of a push's part, are distinct (``tables.batches``)."""
 
     def __init__(
-        self, key: JobKey | None, buckets: BucketMap, addresses: Mapping[str, str], *, worker: str = "",
-        patience_s: float = 30.0, half: bool = False, waits: bool = True,
+        self, key: JobKey | None, buckets: BucketMap, addresses: Mapping[str, str], worker: str = "",
+        manner: Manner | None = None,
     ) -> None:  # fmt: skip
         self.buckets = buckets
         self.worker = worker
+        self._manner = manner or Manner()
         self.check: Callable[[], None] = lambda: None
         """Called now and then while an answer is waited for; it may raise."""
         self.staleness: Counter[int] = Counter()
         """How many pulls were how many steps stale."""
         self._calls = Calls(key, addresses)
-        self._patience_s = patience_s
-        self._half = half
-        self._waits = waits
         self._dims: dict[str, int] = {}
         self._opening = msg.Open([])
 
@@ -133,7 +139,7 @@ class Client:
             raise ConfigError(f"there is no table {table!r}; there are {', '.join(self._dims) or 'none'}")
         order, starts = self._routed(ids)
         pulling = Pulling(table, ids, step, {}, order, starts)
-        head = _ENCODER.encode(msg.Pull(self.buckets.epoch, table, step, self._half, self._waits))
+        head = _ENCODER.encode(msg.Pull(self.buckets.epoch, table, step, self._manner.half, self._manner.waits))
         chosen = ids if order is None else ids[order]
         for index, shard in enumerate(self.buckets.shards):
             own = chosen[starts[index] : starts[index + 1]]
@@ -241,7 +247,7 @@ class Client:
         }  # fmt: skip
 
     def _wait(self, ticket: int) -> Sequence[memoryview]:
-        return self._calls.wait(ticket, self._patience_s, self.check)
+        return self._calls.wait(ticket, self._manner.patience_s, self.check)
 
     def _checked(self, head: memoryview, tickets: Any) -> msg.Answer:
         answer: msg.Answer = _DECODER.decode(head)

@@ -14,9 +14,11 @@ import threading
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from shoal.comm.keys import JobKey
 from shoal.errors import ConfigError, ShoalError
+from shoal.tables import NUM_BUCKETS, Table, TableSpec, batches
 from shoal.tables.buckets import BucketMap
 from shoal.tables.consistency import Async, Bounded, Consistency, Sync
 from shoal.tables.journal import Durability, Keeping
@@ -109,6 +111,20 @@ class ShardProcess:
         self._child.stdout.close()
 
 
+def warm_up() -> None:
+    """Have the loops of tables compiled, or found on disk, before anyone waits for them."""
+    table, ids = Table(TableSpec(name="warm", dim=1), 1 << 16), np.arange(2)
+    table.push(ids, np.zeros((2, 1), np.float32))
+    table.pull(ids)
+    everywhere = np.ones(NUM_BUCKETS, np.bool_)
+    table.set_to(table.image_in(everywhere, -1))
+    table.set_to(table.image_of(ids))
+    table.drop(everywhere)
+    table.image()
+    batches.warm_up()
+    batches.buckets_of(ids)
+
+
 def main() -> int:
     from shoal.shards.shard import shard_at
 
@@ -121,6 +137,7 @@ def main() -> int:
     except ShoalError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    warm_up()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: shard.stop())
     threading.Thread(target=_end_with_input, args=(shard.stop,), daemon=True).start()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,63 +23,6 @@ NOW = -1
 """A read of the newest, whichever step that is."""
 ANYWHERE = -1
 """The base of a generation that goes on wherever each lane is: what has come of a step stays."""
-
-
-class Applier(Protocol):
-    """Takes what was judged new, in order: the same in the same order gives the same bits."""
-
-    @property
-    def step(self) -> int:
-        """So many steps all lanes have done."""
-        ...
-
-    @property
-    def generation(self) -> int: ...
-
-    def cursors(self) -> dict[int, int]:
-        """So many steps of each lane have come."""
-        ...
-
-    def judge(self, push: Push) -> Verdict:
-        """What becomes of it."""
-        ...
-
-    def check(self, push: Push) -> None:
-        """``Diverged`` for a push that is new and makes a step's sum that is not finite."""
-        ...
-
-    def take(self, push: Push) -> None:
-        """Apply a push that is new, now or when its step is complete."""
-        ...
-
-    def may_begin(self, begin: Begin) -> Verdict:
-        """Whether a generation may begin so: ``AMISS`` where the tables cannot stand at its base."""
-        ...
-
-    def begin(self, begin: Begin) -> None:
-        """Let a new generation begin."""
-        ...
-
-    def is_ready(self, step: int) -> bool:
-        """Whether a read for this step may be answered."""
-        ...
-
-    def pull(self, table: Table, ids: Ids, step: int) -> Weights:
-        """(n,) ids -> (n, dim) float32, as that step may see them. ``Fault`` for a step that is gone."""
-        ...
-
-    def withdraw(self, base: int | None = None) -> list[Push]:
-        """Take back all after step ``base``, by default all that a generation may take back; given to ``take`` again in
-        order it is as before."""
-        ...
-
-    def record(self) -> dict[str, Any]:
-        """Where it stands, as JSON; after ``withdraw``."""
-        ...
-
-    def read(self, record: Mapping[str, Any]) -> None:
-        """Stand where ``record`` says."""
-        ...
 
 
 def applier_for(consistency: Consistency, tables: Mapping[str, Table], num_lanes: int) -> Applier:
@@ -105,6 +48,7 @@ class AtOnce:
 
     @property
     def step(self) -> int:
+        """So many steps all lanes have done."""
         return self.book.least(self._num_lanes)
 
     @property
@@ -112,40 +56,50 @@ class AtOnce:
         return self.book.generation
 
     def cursors(self) -> dict[int, int]:
+        """So many steps of each lane have come."""
         return dict(self.book.cursors)
 
     def judge(self, push: Push) -> Verdict:
+        """What becomes of it."""
         return self.book.judge(push.generation, push.lanes)
 
     def check(self, push: Push) -> None:
         """Each push is by itself."""
 
     def take(self, push: Push) -> None:
+        """Apply a push that is new."""
         for part in push.parts:
             self._tables[part.table].push(part.ids, part.gradients, push.now_s)
         self.book = self.book.after(push.generation, push.lanes)
 
     def may_begin(self, begin: Begin) -> Verdict:
+        """Whether a generation may begin so: ``AMISS`` where the tables cannot stand at its base."""
         if begin.generation < self.generation:
             return Verdict.ZOMBIE
         return Verdict.KNOWN if begin.generation == self.generation else Verdict.NEW
 
     def begin(self, begin: Begin) -> None:
+        """Let a new generation begin."""
         self.book = self.book.begin(begin.generation)
 
     def is_ready(self, step: int) -> bool:
+        """Whether a read for this step may be answered."""
         return self._bound is None or self.step >= step - self._bound
 
     def pull(self, table: Table, ids: Ids, step: int) -> Weights:
+        """(n,) ids -> (n, dim) float32, as that step may see them."""
         return table.pull(ids)
 
     def withdraw(self, base: int | None = None) -> list[Push]:
+        """Nothing: what was applied stays."""
         return []
 
     def record(self) -> dict[str, Any]:
+        """Where it stands, as JSON."""
         return {"generation": self.generation, "cursors": {str(k): v for k, v in self.book.cursors.items()}}
 
     def read(self, record: Mapping[str, Any]) -> None:
+        """Stand where ``record`` says."""
         self.book = Book(record["generation"], {int(lane): done for lane, done in record["cursors"].items()})
 
 
@@ -176,10 +130,12 @@ class InStep:
         self.generation = 0
 
     def cursors(self) -> dict[int, int]:
+        """So many steps of each lane have come."""
         staged = {lane for push in self._stage for lane in push.lanes}
         return {lane: self.step + (lane in staged) for lane in range(self._num_lanes)}
 
     def judge(self, push: Push) -> Verdict:
+        """What becomes of it."""
         if push.generation != self.generation:
             return Verdict.ZOMBIE if push.generation < self.generation else Verdict.AMISS
         start = min((start for start, _ in push.lanes.values()), default=self.step)
@@ -193,6 +149,7 @@ class InStep:
         return Verdict.KNOWN if set(push.lanes) <= staged else Verdict.AMISS
 
     def check(self, push: Push) -> None:
+        """``Diverged`` for a push that is new and makes a step's sum that is not finite."""
         if not self._completes(push):
             return
         self._ready = push, self._sums([*self._stage, push])
@@ -217,6 +174,7 @@ class InStep:
         return found
 
     def take(self, push: Push) -> None:
+        """Keep a push that is new, and apply its step if it is complete."""
         completes = self._completes(push)
         self._stage.append(push)
         if completes:
@@ -236,12 +194,14 @@ class InStep:
         self.step += 1
 
     def may_begin(self, begin: Begin) -> Verdict:
+        """Whether a generation may begin so: ``AMISS`` where the tables cannot stand at its base."""
         if begin.generation <= self.generation:
             return Verdict.KNOWN if begin.generation == self.generation else Verdict.ZOMBIE
         is_here = begin.base in (self.step, ANYWHERE) or (begin.base == self.step - 1 and self._last is not None)
         return Verdict.NEW if is_here else Verdict.AMISS
 
     def begin(self, begin: Begin) -> None:
+        """Let a new generation begin."""
         self.generation = begin.generation
         if begin.base != ANYWHERE:
             self._stage = []
@@ -257,9 +217,11 @@ class InStep:
         return pushes
 
     def is_ready(self, step: int) -> bool:
+        """Whether a read for this step may be answered."""
         return step <= self.step
 
     def pull(self, table: Table, ids: Ids, step: int) -> Weights:
+        """(n,) ids -> (n, dim) float32, as that step sees them. ``Fault`` for a step that is gone."""
         rows = table.pull(ids)
         if step in (NOW, self.step):
             return rows
@@ -273,13 +235,21 @@ class InStep:
         return rows
 
     def withdraw(self, base: int | None = None) -> list[Push]:
+        """Take back all after step ``base``, by default all that a generation may take back; given to ``take`` again in
+        order it is as before."""
         staged, self._stage = self._stage, []
         return [*(self._undo() if self._last is not None and base != self.step else ()), *staged]
 
     def record(self) -> dict[str, Any]:
+        """Where it stands, as JSON; after ``withdraw``."""
         return {"generation": self.generation, "step": self.step}
 
     def read(self, record: Mapping[str, Any]) -> None:
+        """Stand where ``record`` says."""
         if "step" not in record:
             raise ConfigError("what is kept is not of tables that take steps together")
         self.generation, self.step = record["generation"], record["step"]
+
+
+Applier = AtOnce | InStep
+"""Takes what was judged new, in order: the same in the same order gives the same bits."""

@@ -16,7 +16,7 @@ from shoal.comm.transfer import Offerer
 from shoal.errors import Behind, ConfigError, Diverged, Fault, Halted, ShoalError, StoreFault
 from shoal.job import Job
 from shoal.membership import NOTHING, Origin, World
-from shoal.shards.client import Client
+from shoal.shards.client import Client, Manner
 from shoal.shards.session import TableSession
 from shoal.strategies import Hybrid, ParameterServer, Served
 from shoal.tables.buckets import BucketMap
@@ -154,10 +154,10 @@ class Worker:
         if self._tables is None and isinstance(strategy, Hybrid | ParameterServer):
             replica, own = self._kit.replica, self._kit.assignment
             buckets = BucketMap.even(sorted(shards, key=lambda name: int(name[1:])))
-            client = Client(
-                own.key, buckets, shards, worker=own.name, half=strategy.half,
-                patience_s=self._kit.job.patience.stuck_s, waits=not isinstance(strategy, Hybrid),
-            )  # fmt: skip
+            manner = Manner(
+                patience_s=self._kit.job.patience.stuck_s, half=strategy.half, waits=not isinstance(strategy, Hybrid)
+            )
+            client = Client(own.key, buckets, shards, own.name, manner)
             dense = replica.session.specs if isinstance(replica.session, Served) else []
             self._tables = TableSession(replica.model, client, dense)
         return self._tables
