@@ -54,9 +54,10 @@ class Setting:
 
 def local(every: int, codec: Codec, *, overlap: int = 0) -> Setting:
     """Momentum is the outer optimizer's here: that of each worker by itself would carry it away from the others. A
-    short schedule, which has few rounds, wants larger steps and a shorter memory."""
-    learning_rate, momentum = (0.2, 0.8) if STEPS < SHORT else (0.13, 0.85)
-    outer = shoal.Nesterov(lr=1.0, momentum=momentum)
+    short schedule, which has few rounds, wants larger steps, and a shorter memory that does not fade."""
+    is_short = STEPS < SHORT
+    learning_rate, momentum = (0.2, 0.8) if is_short else (0.13, 0.85)
+    outer = shoal.Nesterov(lr=1.0, momentum=momentum, follows_rate=not is_short)
     strategy = shoal.DiLoCo(sync_every_steps=every, outer=outer, codec=codec, overlap_steps=overlap)
     return Setting(strategy=strategy, learning_rate=learning_rate, momentum=0.0)
 

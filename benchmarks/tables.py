@@ -168,6 +168,16 @@ TABLES: Mapping[str, tuple[str, Sequence[Figure]]] = {
             Figure(key="recovery_s", meaning="the longest recovery: seconds", at_most=2),
         ),
     ),
+    "moving": (
+        "A bucket moves, a shard comes, a shard goes, under load",
+        (
+            Figure(key="failed_requests", meaning="requests that failed", at_most=0),
+            Figure(key="updates_lost", meaning="updates lost", at_most=0),
+            Figure(key="updates_repeated", meaning="updates repeated", at_most=0),
+            Figure(key="pause_ms", meaning="the longest that nobody served a bucket: ms", at_most=50),
+            Figure(key="longest_request_ms", meaning="the longest that a worker waited: ms"),
+        ),
+    ),
     "staleness": (
         "Four workers, each slowed 4 times in 15 % of the time",
         (

@@ -53,13 +53,14 @@ class Nesterov:
     """Nesterov momentum: buffer' = momentum * buffer + g; parameters' = parameters - lr * (g + momentum * buffer').
 
     DiLoCo's outer optimizer (Douillard et al. 2023, arXiv:2311.08105, Algorithm 1 and section 3), in torch's form of
-    Sutskever et al. 2013. Those defaults are the paper's. Deviation: what earlier rounds moved by is scaled as the
-    learning rate of the local steps has changed since (SlowMo, Wang et al. 2019, arXiv:1910.00643, Algorithm 1): else a
-    falling rate ends with momentum from rounds whose rate was higher.
+    Sutskever et al. 2013. Those defaults are the paper's. Deviation, with ``follows_rate``: what earlier rounds moved by
+    is scaled as the learning rate of the local steps has changed since (SlowMo, Wang et al. 2019, arXiv:1910.00643,
+    Algorithm 1): else a falling rate ends with momentum from rounds whose rate was higher.
     """
 
     lr: float = 0.7
     momentum: float = 0.9
+    follows_rate: bool = True
 
     def __post_init__(self) -> None:
         _check_lr(self.lr)
@@ -72,7 +73,8 @@ class Nesterov:
     def update(
         self, parameters: Tensor, gradient: Tensor, state: State, rate_change: float = 1.0
     ) -> tuple[Tensor, State]:
-        buffer = torch.add(gradient, state[0], alpha=self.momentum * rate_change)
+        kept = self.momentum * (rate_change if self.follows_rate else 1.0)
+        buffer = torch.add(gradient, state[0], alpha=kept)
         step = torch.add(gradient, buffer, alpha=self.momentum)
         return torch.sub(parameters, step, alpha=self.lr), (buffer,)
 

@@ -22,6 +22,7 @@ from shoal.tables import NUM_BUCKETS, Table, TableSpec, batches
 from shoal.tables.buckets import BucketMap
 from shoal.tables.consistency import Async, Bounded, Consistency, Sync
 from shoal.tables.journal import Durability, Keeping
+from shoal.tables.stored import JournalFolder
 
 _START_S = 60.0
 
@@ -137,7 +138,8 @@ def main() -> int:
     except ShoalError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    warm_up()
+    if JournalFolder(Path(order.folder)).contents() is None:  # else it replaces one that is waited for
+        warm_up()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: shard.stop())
     threading.Thread(target=_end_with_input, args=(shard.stop,), daemon=True).start()

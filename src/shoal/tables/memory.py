@@ -15,8 +15,10 @@ _LARGE_BYTES = 1 << 23
 """From here on large pages are asked for: rows are read at random, and each small page is one more thing to look up."""
 
 
-def zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """Zeros that take no memory until they are written. ``ConfigError`` if the kernel does not promise so much."""
+def zeros(shape: tuple[int, ...], dtype: npt.DTypeLike, *, in_order: bool = False) -> npt.NDArray[Any]:
+    """Zeros that take no memory until they are written. ``in_order``: they will be, from the first on, so that large
+    pages may be taken: at random that would take nearly all at once. ``ConfigError`` if the kernel does not promise so
+    much."""
     kind = np.dtype(dtype)
     num_bytes = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
     try:
@@ -26,7 +28,7 @@ def zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
             f"a table was to reserve {num_bytes} bytes of memory, and the kernel says: {error}; give it a smaller "
             "budget"
         ) from None
-    if num_bytes >= _LARGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
+    if in_order and num_bytes >= _LARGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel without them
             room.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(room, kind, num_bytes // kind.itemsize).reshape(shape)

@@ -63,7 +63,7 @@ class Table:
                 f"table {spec.name}: a row takes {_WORD_BYTES * spec.num_words} bytes, and the budget is {memory_bytes}"
             )
         self.spec = spec
-        self._rows = zeros((num_rows, spec.num_words), np.float32)
+        self._rows = zeros((num_rows, spec.num_words), np.float32, in_order=True)
         rule = spec.rule
         self._form = (
             rule.code, spec.num_weight_words, spec.dtype == "bfloat16", np.array(rule.numbers, np.float32),
