@@ -53,8 +53,8 @@ class Nesterov:
     """Nesterov momentum: buffer' = momentum * buffer + g; parameters' = parameters - lr * (g + momentum * buffer').
 
     DiLoCo's outer optimizer (Douillard et al. 2023, arXiv:2311.08105, Algorithm 1 and section 3), in torch's form of
-    Sutskever et al. 2013. Those defaults are the paper's. Deviation, with ``follows_rate``: what earlier rounds moved by
-    is scaled as the learning rate of the local steps has changed since (SlowMo, Wang et al. 2019, arXiv:1910.00643,
+    Sutskever et al. 2013. Those defaults are the paper's. Deviation, with ``follows_rate``: what earlier rounds moved
+    by is scaled as the learning rate of the local steps has changed since (SlowMo, Wang et al. 2019, arXiv:1910.00643,
     Algorithm 1): else a falling rate ends with momentum from rounds whose rate was higher.
     """
 
