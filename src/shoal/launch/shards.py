@@ -18,7 +18,7 @@ from shoal.shards.process import Order
 from shoal.training.folder import RunFolder
 
 _MOST_FAILURES, _PAUSE_S = 5, 0.2
-_START_S = 120.0
+_START_S = 300.0
 
 
 @dataclass

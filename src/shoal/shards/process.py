@@ -24,7 +24,7 @@ from shoal.tables.consistency import Async, Bounded, Consistency, Sync
 from shoal.tables.journal import Durability, Keeping
 from shoal.tables.stored import JournalFolder
 
-_START_S = 60.0
+_START_S = 300.0
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
