@@ -5,17 +5,13 @@ python -m benchmarks.sparse [--quick]
 Rows are of 16 float32 with Adagrad, ids from a Zipf distribution over a million; a batch is drawn ahead, and counts the
 distinct ids of as many draws as that takes. Encrypted, which is the default, and in the clear; every push is in the
 shard's log before it is acknowledged. A single call waits for its answer; with several in flight the next ones are on
-their way meanwhile. The full run compares with TensorFlow's ParameterServerStrategy where an interpreter that has it is
-named by ``TF_PYTHON``.
+their way meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -38,7 +34,6 @@ from shoal.tables.frame import Part, Push
 DIM, NUM_IDS = 16, 1_000_000
 BATCHES = (500, 5_000, 100_000)
 IN_FLIGHT = 3
-TENSORFLOW = Path(__file__).parent / "peers" / "tensorflow_ps.py"
 
 Batch = tuple[np.ndarray, np.ndarray]
 
@@ -130,20 +125,6 @@ def in_flight(shard: Shard, batches: list[Batch], turns: int) -> tuple[float, fl
     return (between_s - begun_s) / (turns + IN_FLIGHT), (ended_s - between_s) / turns
 
 
-def tensorflow() -> dict[str, Any] | None:
-    """What TensorFlow's parameter server does of the same, in an environment of its own; None without one."""
-    python = os.environ.get("TF_PYTHON")
-    if not python:
-        print("TF_PYTHON names no interpreter: TensorFlow's ParameterServerStrategy is left out", flush=True)
-        return None
-    done = subprocess.run([python, str(TENSORFLOW)], capture_output=True, text=True, check=False, timeout=600)
-    if done.returncode:
-        print(f"TensorFlow's parameter server failed: {done.stderr[-500:]}", flush=True)
-        return None
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sparse", description=__doc__)
     parser.add_argument("--quick", action="store_true")
@@ -174,10 +155,6 @@ def main() -> None:
         "push_rows_per_s": figures["encrypted_push_rows_per_s_100000"],
         "pull_500_ms": figures["encrypted_pull_500_ms"],
     }
-    peer = None if options.quick else tensorflow()
-    if peer is not None:
-        pair_s = [figures[f"encrypted_{what}_100000_ms"] / 1e3 for what in ("pull", "push")]
-        figures |= {"tensorflow": peer, "vs_tf_ps": round(peer["step_100000_ms"] / 1e3 / sum(pair_s), 2)}
     head = ("", "pull ms", "M rows/s", "in flight", "push ms", "M rows/s", "in flight")
     print(text_table(rows, head))
     finish("sparse", figures, {"quick": options.quick, "dim": DIM, "ids": NUM_IDS, "spread": spread})
