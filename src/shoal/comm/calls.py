@@ -16,7 +16,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 from shoal.comm.doorkeeper import Doorkeeper
 from shoal.comm.keys import JobKey
-from shoal.comm.link import bound_address
+from shoal.comm.link import listening
 from shoal.errors import ConfigError, LinkFault
 
 Frame = bytes | memoryview
@@ -66,11 +66,10 @@ class Answerer:
         if key is not None:
             key.listen(self._socket)
         try:
-            self._socket.bind(f"tcp://{host}:{port}")
-        except zmq.ZMQError as error:
+            self.address = listening(self._socket, host, port)
+        except ConfigError:
             self.close()
-            raise ConfigError(f"cannot listen on {host}:{port}: {error}; is it in use? choose another port") from error
-        self.address = bound_address(self._socket)
+            raise
 
     def receive(self, timeout_s: float) -> Question | None:
         """The next question, or None if none comes in time."""
@@ -133,6 +132,9 @@ class Calls:
         try:
             socket.connect(f"tcp://{address}")
         except zmq.ZMQError as error:
+            socket.disable_monitor()
+            monitor.close(linger=0)
+            socket.close()
             raise ConfigError(f"cannot call {address!r}: {error}; an address reads HOST:PORT") from error
         self._addresses[name], self._sockets[name], self._monitors[name] = address, socket, monitor
         self._poller.register(socket, zmq.POLLIN)
@@ -167,11 +169,6 @@ class Calls:
             if not self._turn(min(left_s, _TICK_S)):
                 check()
         return self._answers.pop(number)
-
-    def has(self, number: int) -> bool:
-        """Whether its answer is there."""
-        self._turn(0)
-        return number in self._answers
 
     def forget(self, numbers: Iterable[int]) -> None:
         """Nobody will wait for these any more."""

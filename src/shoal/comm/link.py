@@ -29,6 +29,15 @@ def bound_address(socket: zmq.Socket[bytes]) -> str:
     return bytes(socket.getsockopt(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode().removeprefix("tcp://")
 
 
+def listening(socket: zmq.Socket[bytes], host: str, port: int) -> str:
+    """Have a socket listen: where it does. ``ConfigError`` if it cannot."""
+    try:
+        socket.bind(f"tcp://{host}:{port}")
+    except zmq.ZMQError as error:
+        raise ConfigError(f"cannot listen on {host}:{port}: {error}; is it in use? choose another port") from error
+    return bound_address(socket)
+
+
 @dataclass(frozen=True)
 class Inbound(Generic[M]):
     """A message and who sent it."""
@@ -55,11 +64,10 @@ class Listener(Generic[M]):
         key.listen(self._socket)
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         try:
-            self._socket.bind(f"tcp://{host}:{port}")
-        except zmq.ZMQError as error:
+            self.address = listening(self._socket, host, port)
+        except ConfigError:
             self.close()
-            raise ConfigError(f"cannot listen on {host}:{port}: {error}; is it in use? choose another port") from error
-        self.address = bound_address(self._socket)
+            raise
         self._decoder = msgspec.msgpack.Decoder(expect)
         self._encoder = msgspec.msgpack.Encoder()
         self._peer_of: dict[int, str] = {}

@@ -120,10 +120,6 @@ class ShardCrew:
         lines = self._folder.log_path(name).read_text(errors="replace").strip().splitlines()
         return lines[-1].removeprefix("error: ") if lines else "without a word"
 
-    def pids(self) -> dict[str, int]:
-        """Their processes."""
-        return {name: shard.child.pid for name, shard in self._shards.items()}
-
     def close(self) -> None:
         """Let them end."""
         for shard in self._shards.values():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -58,7 +58,6 @@ class Pushing:
 
     push: Push
     tickets: dict[str, int]
-    verdicts: dict[str, Verdict] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,10 +113,6 @@ class Client:
                 raise Fault(f"generation {generation} is over: shard {shard} is beyond it", generation=generation)
             if verdict is Verdict.AMISS:
                 raise Behind(f"shard {shard} cannot stand at step {base}", generation=generation, step=base)
-
-    def store(self) -> None:
-        """Have every shard keep all that it has."""
-        self._ask_all(msg.Store())
 
     def mark(self, step: int, keep: Collection[int] = ()) -> None:
         """Have every shard remember how it stands at ``step``, and at those of ``keep``."""

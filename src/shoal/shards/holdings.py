@@ -18,7 +18,7 @@ from shoal.tables.book import Verdict
 from shoal.tables.frame import Begin, Push
 from shoal.tables.journal import Journal, Keeping, restricted
 from shoal.tables.spec import NUM_BUCKETS
-from shoal.tables.stored import unpacked
+from shoal.tables.stored import unpacked, write_whole
 from shoal.tables.table import Mask
 
 Ids = npt.NDArray[np.int64]
@@ -86,10 +86,8 @@ class Holdings:
 
     def pull(self, table: str, ids: Ids, step: int) -> Weights:
         """(n,) ids -> (n, dim) float32."""
-        if len(self.all) == 1:
+        if len(self.all) == 1 or table not in self.specs:  # the journal says which there are
             return self.main.pull(table, ids, step)
-        if table not in self.specs:
-            return self.main.pull(table, ids, step)  # which says what there is
         order, starts = by_owner(ids, np.maximum(self._holder, 0), len(self.all))
         out = np.empty((len(ids), self.specs[table].dim), np.float32)
         for number, holding in enumerate(self.all):
@@ -133,10 +131,6 @@ class Holdings:
     def mark(self, step: int, keep: Collection[int]) -> None:
         for holding in self.all:
             holding.journal.mark(step, keep)
-
-    def snapshot(self) -> None:
-        for holding in self.all:
-            holding.journal.snapshot()
 
     def close(self) -> None:
         for holding in self.all:
@@ -184,6 +178,4 @@ class Holdings:
         """Have the folder say what is held."""
         self._deal()
         entries = [Entry(holding.folder, np.packbits(holding.buckets).tobytes()) for holding in self.all]
-        partial = self._folder / "holdings.partial"
-        partial.write_bytes(msgspec.json.encode(entries))
-        partial.replace(self._folder / "holdings.json")
+        write_whole(self._folder / "holdings.json", msgspec.json.encode(entries))

@@ -54,10 +54,6 @@ class Open(_Message, frozen=True):
     specs: list[dict[str, Any]]
 
 
-class Store(_Message, frozen=True):
-    """Keep all of it as it is now."""
-
-
 class Mark(_Message, frozen=True):
     """Remember how it stands at this step, and at those of ``keep``: a generation may begin there."""
 
@@ -114,7 +110,7 @@ class Ask(_Message, frozen=True):
     """How do you stand?"""
 
 
-Question = Pull | Push | Begin | Open | Store | Mark | HandOver | LetGo | TakeIn | TakeOver | Forget | Use | Ask
+Question = Pull | Push | Begin | Open | Mark | HandOver | LetGo | TakeIn | TakeOver | Forget | Use | Ask
 
 
 # Answers

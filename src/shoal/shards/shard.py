@@ -26,7 +26,7 @@ from shoal.tables.buckets import BucketMap
 from shoal.tables.consistency import Bounded, Sync
 from shoal.tables.frame import Begin, Import, Push, decode
 from shoal.tables.journal import Journal, Keeping
-from shoal.tables.stored import JournalFolder, unpacked
+from shoal.tables.stored import JournalFolder, unpacked, write_whole
 
 _DECODER = msgspec.msgpack.Decoder(msg.Question)
 _ENCODER = msgspec.msgpack.Encoder()
@@ -122,6 +122,9 @@ class Shard:
         except (msgspec.MsgspecError, IndexError) as error:
             self._answer(question, msg.Refused("ConfigError", f"not a question that a shard takes: {error}"))
             return
+        self._try(question, asked)
+
+    def _try(self, question: Question, asked: msg.Question) -> None:
         try:
             self._take(question, asked)
         except ShoalError as error:
@@ -149,9 +152,6 @@ class Shard:
             case msg.Open():
                 self._open([TableSpec.read(record) for record in asked.specs])
                 self._answer(question, msg.Done())
-            case msg.Store():
-                self._tables.snapshot()
-                self._answer(question, msg.Done())
             case msg.Mark():
                 self._tables.mark(asked.step, asked.keep)
                 self._answer(question, msg.Done())
@@ -170,10 +170,10 @@ class Shard:
             case msg.LetGo():
                 self._let_go(question, asked)
             case msg.TakeIn():
-                if asked.first or asked.move not in self._coming:
-                    if not asked.first:
-                        raise ConfigError(f"nothing of {asked.move} is here; begin with its first part")
+                if asked.first:
                     self._coming[asked.move] = self._tables.receive(f"move-{asked.move}")
+                elif asked.move not in self._coming:
+                    raise ConfigError(f"nothing of {asked.move} is here; begin with its first part")
                 entry = decode(joined(question.frames[1:]))
                 assert isinstance(entry, Import)
                 self._coming[asked.move].take_over(entry)
@@ -199,9 +199,7 @@ class Shard:
             buckets = unpacked(asked.buckets)
             entry, pushes = self._tables.of(buckets).journal.let_go(buckets, asked.since)
             told, body = self._handed([entry, *pushes])
-            partial = path.with_suffix(".partial")
-            partial.write_bytes(msgspec.msgpack.encode(_Gone(told, body, asked.buckets, asked.map)))
-            partial.replace(path)
+            write_whole(path, msgspec.msgpack.encode(_Gone(told, body, asked.buckets, asked.map)))
         gone = self._be_gone(path)
         self._answer(question, gone.told, *pieces(gone.body))
         self._answer_those_that_wait()
@@ -241,9 +239,7 @@ class Shard:
     def _use(self, told: msg.Map) -> None:
         """The map from now on, also for who is started in this one's place."""
         if told.epoch > self._buckets.epoch:
-            partial = self._folder / "map.partial"
-            partial.write_bytes(msgspec.msgpack.encode(told))
-            partial.replace(self._folder / "map")
+            write_whole(self._folder / "map", msgspec.msgpack.encode(told))
             self._buckets, self._addresses = map_of(told), told.addresses
 
     def _pull(self, question: Question, asked: msg.Pull) -> None:
@@ -277,7 +273,7 @@ class Shard:
         begun_s = time.perf_counter()
         push = decode(joined(question.frames[1:]))
         if not isinstance(push, Push):
-            raise ConfigError("a beginning came where a push was to come")
+            raise ConfigError(f"a {type(push).__name__} came where a push was to come")
         verdict = self._tables.push(push, asked.worker)
         self._answer(question, msg.Taken(verdict.value))
         self._num_zombies += verdict.value == "zombie"
@@ -291,13 +287,7 @@ class Shard:
     def _answer_those_that_wait(self) -> None:
         waiting, self._waiting = self._waiting, []
         for question, asked in waiting:
-            self._handle_again(question, asked)
-
-    def _handle_again(self, question: Question, asked: msg.Pull) -> None:
-        try:
-            self._take(question, asked)
-        except ShoalError as error:
-            self._answer(question, msg.Refused(type(error).__name__, str(error)))
+            self._try(question, asked)
 
     def _is_of_another_map(self, question: Question, epoch: int) -> bool:
         if epoch == self._buckets.epoch:

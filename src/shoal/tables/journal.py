@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -125,23 +126,25 @@ class Journal:
 
     def hand_over(self, buckets: Mask, since: Mapping[str, int]) -> Import:
         """What it holds of some buckets (4096,), touched since an operation of each table."""
-        withdrawn = self.applier.withdraw()  # or what is taken back later would have been handed over
-        try:
+        with self._withdrawn():  # or what is taken back later would have been handed over
             images = {name: table.image_in(buckets, since.get(name, -1)) for name, table in self.tables.items()}
-        finally:
-            for push in withdrawn:
-                self.applier.take(push)
         return packed(images)
 
     def let_go(self, buckets: Mask, since: Mapping[str, int]) -> tuple[Import, list[Push]]:
         """The last of some buckets, with how the applier stands, and the pushes that may still be taken back. From now
         on none of their ids may be pushed here."""
-        withdrawn = self.applier.withdraw()
-        try:
+        with self._withdrawn() as pushes:
             images = {name: table.image_in(buckets, since.get(name, -1)) for name, table in self.tables.items()}
-            return packed(images, self.applier.record()), [restricted(push, buckets) for push in withdrawn]
+            return packed(images, self.applier.record()), [restricted(push, buckets) for push in pushes]
+
+    @contextmanager
+    def _withdrawn(self, base: int | None = None) -> Iterator[Sequence[Push]]:
+        """Within this the tables are as they were before what may still be taken back, which it gives."""
+        pushes = self.applier.withdraw(base)
+        try:
+            yield pushes
         finally:
-            for push in withdrawn:
+            for push in pushes:
                 self.applier.take(push)
 
     def take_over(self, entry: Import, pushes: Sequence[Push] = ()) -> None:
@@ -235,12 +238,8 @@ class Journal:
     def snapshot(self, base: int | None = None) -> Path:
         """Keep all of it as it is now, and begin a new log; ``base``: without a log, only what was there at that step.
         ``StoreFault`` if that cannot be written: the snapshot and the log before it still hold everything."""
-        withdrawn = self.applier.withdraw(base)
-        try:
-            return self._snapshot(withdrawn)
-        finally:
-            for push in withdrawn:
-                self.applier.take(push)
+        with self._withdrawn(base) as pushes:
+            return self._snapshot(pushes)
 
     def _snapshot(self, withdrawn: Sequence[Push]) -> Path:
         """What was withdrawn begins the new log."""

@@ -72,7 +72,7 @@ class JournalFolder:
         return {int(step): (where[0], where[1]) for step, where in json.loads(path.read_text()).items()}
 
     def write_marks(self, marks: Marks) -> None:
-        self._replace("marks.json", json.dumps({str(step): where for step, where in marks.items()}).encode())
+        write_whole(self.path / "marks.json", json.dumps({str(step): where for step, where in marks.items()}).encode())
 
     def contents(self) -> Contents | None:
         """None if nothing has been opened there yet."""
@@ -81,7 +81,7 @@ class JournalFolder:
 
     def write_contents(self, specs: Sequence[TableSpec], num_lanes: int, *, in_step: bool) -> None:
         contents = Contents([spec.record() for spec in specs], num_lanes, in_step)
-        self._replace("tables.json", msgspec.json.encode(contents))
+        write_whole(self.path / "tables.json", msgspec.json.encode(contents))
 
     def check(self, specs: Sequence[TableSpec], num_lanes: int) -> None:
         """``ConfigError`` if the folder is of other tables, or of a job with other lanes."""
@@ -97,15 +97,17 @@ class JournalFolder:
         if contents.num_lanes != num_lanes:
             raise ConfigError(f"{self.path} is of a job with {contents.num_lanes} lanes, not {num_lanes}")
 
-    def _replace(self, name: str, data: bytes) -> None:
-        partial = self.path / f"{name}.partial"
-        try:
-            partial.write_bytes(data)
-            flush(partial)
-            partial.replace(self.path / name)
-            flush(self.path)
-        except OSError as error:
-            raise StoreFault(f"{self.path / name} could not be written: {error}") from None
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Have a file hold this, or what it held before. ``StoreFault`` if it cannot be written."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.write_bytes(data)
+        flush(partial)
+        partial.replace(path)
+        flush(path.parent)
+    except OSError as error:
+        raise StoreFault(f"{path} could not be written: {error}") from None
 
 
 def flush(path: Path) -> None:
