@@ -25,7 +25,8 @@ from benchmarks.trials import Trial, trial
 from shoal.comm.keys import JobKey
 from shoal.errors import Fault
 from shoal.shards.client import Client
-from shoal.shards.process import Order, ShardProcess
+from shoal.shards.order import Order
+from shoal.shards.process import ShardProcess
 from shoal.shards.reading import stored_tables
 from shoal.tables import SGD, TableSpec
 from shoal.tables.book import Verdict

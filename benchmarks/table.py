@@ -24,7 +24,8 @@ import torch
 
 from benchmarks.accuracy_traces import table as text_table
 from benchmarks.machine import finish, median_and_spread
-from shoal.tables import Adagrad, Adam, Rule, Table, TableSpec
+from shoal.tables import Adagrad, Adam, Rule, TableSpec
+from shoal.tables.table import Table
 from shoal.testing.tables import PlainTable
 
 DIM, NUM_IDS = 16, 1_000_000

@@ -137,3 +137,13 @@ def test_importing_shoal_starts_nothing_and_loads_no_engine() -> None:
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.strip() == "[]"
+
+
+def test_a_run_without_tables_and_codecs_loads_no_compiler() -> None:
+    script = (
+        "import sys, shoal.launch.rehearsal, shoal.launch.using, shoal.launch.driver, shoal.training.worker\n"
+        "print('numba' in sys.modules)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.strip() == "False"

@@ -9,7 +9,8 @@ import pytest
 
 from shoal.comm.keys import JobKey
 from shoal.shards.client import Client
-from shoal.shards.process import Order, ShardProcess
+from shoal.shards.order import Order
+from shoal.shards.process import ShardProcess
 from shoal.tables.buckets import BucketMap
 
 

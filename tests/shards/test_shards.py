@@ -11,11 +11,12 @@ import pytest
 from shoal.comm.keys import JobKey
 from shoal.errors import ConfigError, Diverged, Fault, LinkFault
 from shoal.shards.client import Client, Manner
-from shoal.tables import Adagrad, Adam, Table, TableSpec, kernels
+from shoal.tables import Adagrad, Adam, TableSpec, kernels
 from shoal.tables.batches import buckets_of, distinct, sums
 from shoal.tables.book import Verdict
 from shoal.tables.buckets import BucketMap
 from shoal.tables.frame import Part, Push
+from shoal.tables.table import Table
 
 SPECS = (TableSpec(name="a", dim=3, rule=Adam(lr=0.1)), TableSpec(name="b", dim=2, rule=Adagrad(lr=0.1)))
 ALL = np.arange(300)

@@ -9,9 +9,8 @@ import pytest
 
 from shoal.errors import ConfigError, Diverged, Fault, StoreFault
 from shoal.tables import Adagrad, Adam, TableSpec
-from shoal.tables.applying import NOW
 from shoal.tables.book import Verdict
-from shoal.tables.consistency import Async, Bounded, Sync
+from shoal.tables.consistency import NOW, Async, Bounded, Sync
 from shoal.tables.frame import Begin, Part, Push
 from shoal.tables.journal import Journal, Keeping
 from shoal.tables.stored import tables_at

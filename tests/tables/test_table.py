@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from shoal.errors import ConfigError, Diverged
-from shoal.tables import FTRL, SGD, Adagrad, Adam, Image, Table, TableSpec
+from shoal.tables import FTRL, SGD, Adagrad, Adam, Image, TableSpec
+from shoal.tables.table import Table
 from shoal.testing.tables import PlainTable
 
 RULES = [SGD(lr=0.1), Adagrad(lr=0.1, initial=0.1), Adam(lr=0.01), FTRL(alpha=0.1, beta=1.0, l1=0.3, l2=0.1)]

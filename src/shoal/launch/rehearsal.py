@@ -16,10 +16,9 @@ from shoal.codecs import warm_up
 from shoal.errors import ConfigError, ShoalError
 from shoal.job import Job, describe, hash_job, load_job, override, parse_settings
 from shoal.lanes import Order
-from shoal.shards.embedding import embeddings_of, specs_of
+from shoal.shards import has_tables
 from shoal.sources import Source
 from shoal.strategies import Hybrid, ParameterServer
-from shoal.tables import batches
 from shoal.training.computing import loss_of
 from shoal.training.kit import plan_steps
 from shoal.training.replica import Replica
@@ -39,6 +38,8 @@ def compile_loops(job: Job) -> None:
     if job.strategy.codec is not None:
         warm_up(job.strategy.codec)
     if isinstance(job.strategy, Hybrid | ParameterServer):
+        from shoal.tables import batches
+
         batches.warm_up()
 
 
@@ -70,15 +71,17 @@ def rehearse(job: Job) -> None:
 
 
 def _check_tables(job: Job, replica: Replica) -> None:
-    specs = specs_of(embeddings_of(replica.model))
-    if specs and not isinstance(job.strategy, Hybrid | ParameterServer):
+    uses_tables = has_tables(replica.model)
+    if uses_tables:
+        from shoal.shards.embedding import embeddings_of, specs_of
+
+        specs_of(embeddings_of(replica.model))  # two of one name are refused
+    if uses_tables and not isinstance(job.strategy, Hybrid | ParameterServer):
         kind = type(job.strategy).__name__
-        raise ConfigError(
-            f"the model has tables ({specs[0].name}, …), and {kind} no shards for them; use Hybrid or ParameterServer"
-        )
+        raise ConfigError(f"the model has tables, and {kind} no shards for them; use Hybrid or ParameterServer")
     if isinstance(job.strategy, ParameterServer) and (job.schedule is not None or job.clip_norm is not None):
         raise ConfigError("with ParameterServer the shards update parameters: they know no schedule and no clip_norm")
-    if not specs and isinstance(job.strategy, Hybrid):
+    if not uses_tables and isinstance(job.strategy, Hybrid):
         raise ConfigError("strategy=Hybrid is for models with shoal.Embedding or EmbeddingBag, and this one has none")
 
 

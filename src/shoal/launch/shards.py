@@ -14,7 +14,7 @@ import msgspec
 
 from shoal.errors import ConfigError, ShoalError
 from shoal.launch.fleet import Gone, Place
-from shoal.shards.process import Order
+from shoal.shards.order import Order
 from shoal.training.folder import RunFolder
 
 _MOST_FAILURES, _PAUSE_S = 5, 0.2

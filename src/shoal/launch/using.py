@@ -16,7 +16,7 @@ from shoal.evaluation import measure, merged
 from shoal.job import Batch, Job, Predicts, TensorSpec, load_job, override, parse_settings
 from shoal.lanes import Ledger, Order, deal
 from shoal.launch.run import Run, find_run
-from shoal.shards.reading import attach
+from shoal.shards import has_tables
 from shoal.training.folder import RunFolder
 from shoal.training.kit import plan_steps
 from shoal.training.round import feeds
@@ -60,7 +60,16 @@ def _filled(model: nn.Module, snapshot: Snapshot, folder: RunFolder) -> nn.Modul
         raise ConfigError(
             f"version {snapshot.step} does not fit the job's model; has its code changed? {error}"
         ) from error
-    return attach(model, folder.path, snapshot.step).eval()
+    return _with_tables(model, folder, snapshot.step).eval()
+
+
+def _with_tables(model: nn.Module, folder: RunFolder, step: int) -> nn.Module:
+    """A model whose embeddings, if it has any, read the run's tables of a version."""
+    if has_tables(model):
+        from shoal.shards.reading import attach
+
+        attach(model, folder.path, step)
+    return model
 
 
 def _with_ties(model: nn.Module, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -166,7 +175,7 @@ def predictor(run: Run | str | Path, version: int | None = None, job: Job | None
     tensors = _with_ties(resolved.task.model(), snapshot.model)
     example = None if isinstance(resolved.task, Predicts) else _first_samples(resolved)
     served = make_predictor(resolved.task, tensors, name=name, version=snapshot.step, example=example)
-    attach(served.model, _folder(run).path, snapshot.step)
+    _with_tables(served.model, _folder(run), snapshot.step)
     return served
 
 

@@ -18,10 +18,10 @@ from shoal.comm.keys import JobKey
 from shoal.errors import Behind, Bug, ConfigError, Fault, LinkFault, ShoalError
 from shoal.shards import messages as msg
 from shoal.tables import TableSpec
-from shoal.tables.applying import NOW
 from shoal.tables.batches import by_owner, doubled
 from shoal.tables.book import Span, Verdict
 from shoal.tables.buckets import BucketMap
+from shoal.tables.consistency import NOW
 from shoal.tables.frame import Part, Push
 
 Ids = npt.NDArray[np.int64]

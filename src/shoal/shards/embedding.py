@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, embedding_bag
 
 from shoal.errors import ConfigError
-from shoal.tables import Adagrad, Rule, Table, TableSpec
+from shoal.tables import Adagrad, Rule, TableSpec
 from shoal.tables.batches import distinct, sums
 from shoal.tables.frame import Part
+from shoal.tables.table import Table
 
 Ids = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float32]

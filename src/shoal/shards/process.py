@@ -17,45 +17,15 @@ import msgspec
 import numpy as np
 
 from shoal.comm.keys import JobKey
-from shoal.errors import ConfigError, ShoalError
-from shoal.tables import NUM_BUCKETS, Table, TableSpec, batches
+from shoal.errors import ShoalError
+from shoal.shards.order import Order, parse
+from shoal.tables import NUM_BUCKETS, TableSpec, batches
 from shoal.tables.buckets import BucketMap
-from shoal.tables.consistency import Async, Bounded, Consistency, Sync
-from shoal.tables.journal import Durability, Keeping
+from shoal.tables.journal import Keeping
 from shoal.tables.stored import JournalFolder
+from shoal.tables.table import Table
 
 _START_S = 300.0
-
-
-class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """What a shard is to be. ``key_path`` "": without encryption. ``consistency``: as ``parse`` reads it."""
-
-    name: str
-    folder: str
-    shards: list[str]
-    consistency: str = "async"
-    num_lanes: int = 1
-    durability: Durability = "log"
-    memory_bytes: int | None = None
-    host: str = "127.0.0.1"
-    port: int = 0
-    key_path: str = ""
-
-    def keeping(self) -> Keeping:
-        return Keeping(
-            consistency=parse(self.consistency), num_lanes=self.num_lanes, durability=self.durability,
-            memory_bytes=self.memory_bytes,
-        )  # fmt: skip
-
-
-def parse(text: str) -> Consistency:
-    """``sync``, ``async`` or ``bounded:N``."""
-    kind, _, number = text.partition(":")
-    if kind == "bounded" and number.isdecimal():
-        return Bounded(int(number))
-    if text in ("sync", "async"):
-        return Sync() if text == "sync" else Async()
-    raise ConfigError(f"a consistency is sync, async or bounded:N, not {text!r}")
 
 
 class ShardProcess:
@@ -112,6 +82,13 @@ class ShardProcess:
         self._child.stdout.close()
 
 
+def _keeping(order: Order) -> Keeping:
+    return Keeping(
+        consistency=parse(order.consistency), num_lanes=order.num_lanes, durability=order.durability,
+        memory_bytes=order.memory_bytes,
+    )  # fmt: skip
+
+
 def warm_up() -> None:
     """Have the loops of tables compiled, or found on disk, before anyone waits for them."""
     table, ids = Table(TableSpec(name="warm", dim=1), 1 << 16), np.arange(2)
@@ -134,7 +111,7 @@ def main() -> int:
         key = JobKey.read(Path(order.key_path)) if order.key_path else None
         buckets = BucketMap.even(order.shards)
         listen = (order.host, order.port, key)
-        shard = shard_at(order.name, Path(order.folder), buckets, order.keeping(), listen)
+        shard = shard_at(order.name, Path(order.folder), buckets, _keeping(order), listen)
     except ShoalError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

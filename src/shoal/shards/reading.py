@@ -11,10 +11,10 @@ from torch import nn
 
 from shoal.errors import StoreFault
 from shoal.shards.embedding import embeddings_of
-from shoal.tables import Table
 from shoal.tables.batches import by_owner
 from shoal.tables.buckets import BucketMap
 from shoal.tables.stored import tables_at
+from shoal.tables.table import Table
 
 
 class StoredTables:
@@ -48,11 +48,8 @@ def stored_tables(run: Path, step: int) -> StoredTables:
     return StoredTables(folders, step)
 
 
-def attach(model: nn.Module, run: Path, step: int) -> nn.Module:
-    """Have a model's embeddings read a run's tables of a version; a model without any is left as it is."""
-    modules = embeddings_of(model)
-    if modules:
-        source = stored_tables(run, step)
-        for module in modules:
-            module.source = source
-    return model
+def attach(model: nn.Module, run: Path, step: int) -> None:
+    """Have a model's embeddings read a run's tables of a version."""
+    source = stored_tables(run, step)
+    for module in embeddings_of(model):
+        module.source = source

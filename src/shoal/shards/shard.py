@@ -20,10 +20,9 @@ from shoal.shards import messages as msg
 from shoal.shards.client import map_of, told_of
 from shoal.shards.holdings import Holdings
 from shoal.tables import TableSpec
-from shoal.tables.applying import NOW
 from shoal.tables.batches import halved
 from shoal.tables.buckets import BucketMap
-from shoal.tables.consistency import Bounded, Sync
+from shoal.tables.consistency import NOW, Bounded, Sync
 from shoal.tables.frame import Begin, Import, Push, decode
 from shoal.tables.journal import Journal, Keeping
 from shoal.tables.stored import JournalFolder, unpacked, write_whole

@@ -9,7 +9,7 @@ from torch import nn
 from shoal.codecs import Codec
 from shoal.errors import ConfigError
 from shoal.strategies.allreduce import AllReduce, Reducer
-from shoal.tables.journal import Durability
+from shoal.tables.consistency import Durability
 
 _MOST_SHARDS = 1024
 

@@ -18,9 +18,8 @@ from shoal.errors import ConfigError
 from shoal.strategies.agreed import Agreed
 from shoal.strategies.memories import Memories
 from shoal.tables import SGD, Adagrad, Adam, Rule, TableSpec
-from shoal.tables.consistency import Async, Consistency, Sync
+from shoal.tables.consistency import Async, Consistency, Durability, Sync
 from shoal.tables.frame import Part
-from shoal.tables.journal import Durability
 
 _ROW = 256
 _MOST_SHARDS = 1024

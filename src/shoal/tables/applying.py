@@ -12,17 +12,13 @@ import numpy.typing as npt
 from shoal.errors import ConfigError, Diverged, Fault
 from shoal.tables.batches import distinct, sums
 from shoal.tables.book import Book, Verdict
-from shoal.tables.consistency import Async, Bounded, Consistency, Sync
+from shoal.tables.consistency import ANYWHERE, NOW, Async, Bounded, Consistency, Sync
 from shoal.tables.frame import Begin, Push
 from shoal.tables.image import Image
 from shoal.tables.table import Table
 
 Weights = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
-NOW = -1
-"""A read of the newest, whichever step that is."""
-ANYWHERE = -1
-"""The base of a generation that goes on wherever each lane is: what has come of a step stays."""
 
 
 def applier_for(consistency: Consistency, tables: Mapping[str, Table], num_lanes: int) -> Applier:

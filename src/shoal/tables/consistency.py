@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from shoal.errors import ConfigError
+
+Durability = Literal["snapshot", "log"]
+"""Whether a push is on the disk before it is acknowledged, or only with the next snapshot."""
+NOW = -1
+"""A read of the newest, whichever step that is."""
+ANYWHERE = -1
+"""The base of a generation that goes on wherever each lane is: what has come of a step stays."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,17 +20,15 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from shoal.errors import ConfigError, Diverged, ShoalError, StoreFault
-from shoal.tables.applying import NOW, applier_for
+from shoal.tables.applying import applier_for
 from shoal.tables.batches import buckets_of
 from shoal.tables.book import Verdict
-from shoal.tables.consistency import Async, Consistency, Sync
+from shoal.tables.consistency import NOW, Async, Consistency, Durability, Sync
 from shoal.tables.frame import Begin, Drop, Entry, Import, Part, Push
 from shoal.tables.log import Log, Torn, read_records
 from shoal.tables.spec import TableSpec
 from shoal.tables.stored import JournalFolder, flush, locked, packed, read_snapshot, replay, take
 from shoal.tables.table import Mask, Table
-
-Durability = Literal["snapshot", "log"]
 
 
 @dataclass(frozen=True, kw_only=True)

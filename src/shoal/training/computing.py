@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +18,6 @@ from shoal.errors import Bug, Diverged
 from shoal.job import Batch, Job
 from shoal.lanes import Ledger, Span
 from shoal.membership import Lanes
-from shoal.shards.session import TableSession
 from shoal.sources import LocalBatch, Prefetch, count_samples, to_device
 from shoal.strategies import Reducer, Share
 from shoal.training.agent import Order
@@ -27,6 +26,9 @@ from shoal.training.meter import Meter
 from shoal.training.replica import check_loss, seed_everything, step_seed
 from shoal.training.rollcall import Call, Roll, decode, encode
 from shoal.training.round import Round
+
+if TYPE_CHECKING:
+    from shoal.shards.session import TableSession
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shoal.clock import SystemClock
 from shoal.comm import messages as msg
@@ -14,9 +14,8 @@ from shoal.errors import Diverged, Fault, ShoalError, StoreFault
 from shoal.evaluation import evaluate
 from shoal.lanes import Ledger
 from shoal.membership import Lanes, Origin, Standing
-from shoal.shards.session import TableSession
 from shoal.strategies import Served
-from shoal.tables.applying import ANYWHERE, NOW
+from shoal.tables.consistency import ANYWHERE, NOW
 from shoal.training.agent import Order
 from shoal.training.computing import Ballot, Computer, Engine, Scene, number_of
 from shoal.training.healing import Shadow
@@ -30,6 +29,9 @@ from shoal.training.round import Round
 from shoal.training.scribe import Scribe
 from shoal.training.served import ServedComputer
 from shoal.versions import BackgroundWriter, Failed, Saved
+
+if TYPE_CHECKING:
+    from shoal.shards.session import TableSession
 
 _COPY_SILENCE_S = 10.0
 _LONGER_THAN_STUCK_S = 60.0

@@ -11,19 +11,21 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from shoal.errors import Bug, Diverged
 from shoal.lanes import Ledger
 from shoal.membership import Lanes
-from shoal.shards.client import Pushing
 from shoal.sources import LocalBatch, Prefetch, count_samples
 from shoal.strategies import Agreed, ParameterServer
 from shoal.strategies.server import Served
-from shoal.tables.applying import NOW
-from shoal.tables.consistency import Async
+from shoal.tables.consistency import NOW, Async
 from shoal.training.computing import Scene, find_bad_lane, loss_of
 from shoal.training.replica import seed_everything, step_seed
 from shoal.training.round import Round
+
+if TYPE_CHECKING:
+    from shoal.shards.client import Pushing
 
 
 @dataclass

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Mapping
 from functools import cached_property
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,8 +17,6 @@ from shoal.comm.transfer import Offerer
 from shoal.errors import Behind, ConfigError, Diverged, Fault, Halted, ShoalError, StoreFault
 from shoal.job import Job
 from shoal.membership import NOTHING, Origin, World
-from shoal.shards.client import Client, Manner
-from shoal.shards.session import TableSession
 from shoal.strategies import Hybrid, ParameterServer, Served
 from shoal.tables.buckets import BucketMap
 from shoal.training.agent import Agent
@@ -27,6 +26,9 @@ from shoal.training.member import Member
 from shoal.training.replica import Replica
 from shoal.versions import BackgroundWriter, Versions
 from shoal.versions.store import Store
+
+if TYPE_CHECKING:
+    from shoal.shards.session import TableSession
 
 _PROBE_S = 0.5
 
@@ -152,6 +154,9 @@ class Worker:
         """The run's tables, if it has any."""
         strategy = self._kit.job.strategy
         if self._tables is None and isinstance(strategy, Hybrid | ParameterServer):
+            from shoal.shards.client import Client, Manner
+            from shoal.shards.session import TableSession
+
             replica, own = self._kit.replica, self._kit.assignment
             buckets = BucketMap.even(sorted(shards, key=lambda name: int(name[1:])))
             manner = Manner(
