@@ -26,10 +26,10 @@ import numpy as np
 from benchmarks.accuracy_traces import table as text_table
 from benchmarks.machine import REPOSITORY, finish
 from shoal.comm.keys import JobKey
+from shoal.shards.child import ShardProcess
 from shoal.shards.client import Client
 from shoal.shards.moving import Move, move, rebalance
 from shoal.shards.order import Order
-from shoal.shards.process import ShardProcess
 from shoal.tables import SGD, TableSpec
 from shoal.tables.buckets import BucketMap
 from shoal.tables.frame import Part, Push

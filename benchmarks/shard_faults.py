@@ -6,6 +6,7 @@ The job's gradients are sums without rounding, so under ``Sync`` (and ``Hybrid``
 have the very bits of one by one worker that nothing befell. Under ``Async`` a table counts: plain SGD at a rate of 1
 adds 1 for each time that a sample is applied. And one push is sent twice, late, and by a zombie. Recovery is from a
 kill to the first commit after it that the kill can have held up. Tables are read from what the shards left on disk.
+Each strategy runs with ``log`` and with ``replica``, where a killed shard's folder is deleted, too.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from benchmarks.machine import REPOSITORY, finish, median_and_spread
 from benchmarks.trials import Trial, trial
 from shoal.comm.keys import JobKey
 from shoal.errors import Fault
+from shoal.shards.child import ShardProcess
 from shoal.shards.client import Client
 from shoal.shards.order import Order
-from shoal.shards.process import ShardProcess
 from shoal.shards.reading import stored_tables
 from shoal.tables import SGD, TableSpec
 from shoal.tables.book import Verdict
@@ -37,12 +38,14 @@ from shoal.testing import FaultPlan
 JOB = REPOSITORY / "tests" / "runs" / "tabled_by_name.py"
 WORKERS, BATCH, STEP_S = 3, 32, 0.01
 FIRST_STEP = 20
-STRATEGIES = ("hybrid", "sync", "async")
+DURABILITIES = ("log", "replica")
+RUNS = [(strategy, durability) for durability in DURABILITIES for strategy in ("hybrid", "sync", "async")]
+QUICK_RUNS = [("hybrid", "log"), ("async", "replica")]
 TABLES = ("users", "tags", "counts")
 
 
-def draw(num_faults: int, apart: int, seed: int) -> FaultPlan:
-    """Workers and shards in turn, which of them and when by chance."""
+def draw(num_faults: int, apart: int, seed: int, durability: str) -> FaultPlan:
+    """Workers and shards in turn, which of them and when by chance; with copies, a shard's folder goes with it."""
     chance = random.Random(seed)
     plan = FaultPlan()
     for number in range(num_faults):
@@ -50,7 +53,9 @@ def draw(num_faults: int, apart: int, seed: int) -> FaultPlan:
         if number % 2:
             plan = plan.kill(at_step=step, rank=chance.randrange(WORKERS))
         else:
-            plan = plan.kill_shard(at_step=step, number=chance.randrange(2))
+            number = chance.randrange(2)
+            lose = plan.lose_shard if durability == "replica" else plan.kill_shard
+            plan = lose(at_step=step, number=number)
     return plan
 
 
@@ -124,26 +129,28 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     num_faults, apart = (4, 30) if options.quick else (20, 40)
-    names = ("hybrid", "async") if options.quick else STRATEGIES
+    runs = QUICK_RUNS if options.quick else RUNS
     steps = FIRST_STEP + (num_faults + 1) * apart
     samples = steps * BATCH
     env = {"TABLED_SAMPLES": samples, "TABLED_STEP_S": STEP_S}
     figures: dict[str, Any] = {"updates_lost": 0, "updates_repeated": 0, "bits_differ": 0, "kills": 0}
     rows, spread, waits = {}, {}, []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         calm = trial("calm", JOB, FaultPlan(), workers=1, folder=folder, **env, TABLED_STRATEGY="hybrid")
         wanted = contents(calm, steps)
-        for strategy in names:
-            plan = draw(num_faults, apart, options.seed)
-            done = trial(strategy, JOB, plan, workers=WORKERS, folder=folder, **env, TABLED_STRATEGY=strategy)
+        for strategy, durability in runs:
+            plan = draw(num_faults, apart, options.seed, durability)
+            name = f"{strategy} {durability}"
+            chosen = {**env, "TABLED_STRATEGY": strategy, "TABLED_DURABILITY": durability}
+            done = trial(name.replace(" ", "-"), JOB, plan, workers=WORKERS, folder=folder, **chosen)
             found = contents(done, steps)
             times = counts(found, samples)
             differ = sum(found[table] != wanted[table] for table in TABLES) if strategy != "async" else 0
             own = recoveries(done)
             lost, repeated = int((times < 0.5).sum()), int((times > 1.5).sum())
-            rows[strategy] = (str(len(done.inflicted)), str(lost), str(repeated), str(differ), f"{max(own):.2f}")
-            spread[strategy] = median_and_spread(own)
+            rows[name] = (str(len(done.inflicted)), str(lost), str(repeated), str(differ), f"{max(own):.2f}")
+            spread[name] = median_and_spread(own)
             waits += own
             for key, value in (("updates_lost", lost), ("updates_repeated", repeated), ("bits_differ", differ)):
                 figures[key] += value
@@ -151,7 +158,7 @@ def main() -> None:
     figures |= {"recovery_s": round(max(waits), 2), "recovery_median_s": round(statistics.median(waits), 2)}
     figures |= pushes_again()
     print(text_table(rows, ("", "kills", "lost", "repeated", "tables that differ", "longest recovery s")))
-    config = {"quick": options.quick, "workers": WORKERS, "shards": 2, "strategies": names, "spread": spread}
+    config = {"quick": options.quick, "workers": WORKERS, "shards": 2, "runs": runs, "spread": spread}
     finish("shard_faults", figures, config, seed=options.seed)
 
 

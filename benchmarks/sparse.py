@@ -25,9 +25,9 @@ import numpy as np
 from benchmarks.accuracy_traces import table as text_table
 from benchmarks.machine import finish, median_and_spread
 from shoal.comm.keys import JobKey
+from shoal.shards.child import ShardProcess
 from shoal.shards.client import Client
 from shoal.shards.order import Order
-from shoal.shards.process import ShardProcess
 from shoal.tables import Adagrad, TableSpec
 from shoal.tables.buckets import BucketMap
 from shoal.tables.frame import Part, Push

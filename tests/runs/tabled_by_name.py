@@ -1,4 +1,4 @@
-"""The job of ``tabled``, with the strategy that ``TABLED_STRATEGY`` names."""
+"""The job of ``tabled``, with the strategy that ``TABLED_STRATEGY`` names, and ``TABLED_DURABILITY``."""
 
 from __future__ import annotations
 
@@ -14,4 +14,7 @@ STRATEGIES = {
     "async": shoal.ParameterServer(shoal.Async(), shards=2, round_steps=4),
 }
 
-job = dataclasses.replace(tabled, strategy=STRATEGIES[os.environ.get("TABLED_STRATEGY", "hybrid")])
+strategy = dataclasses.replace(
+    STRATEGIES[os.environ.get("TABLED_STRATEGY", "hybrid")], durability=os.environ.get("TABLED_DURABILITY", "log")
+)
+job = dataclasses.replace(tabled, strategy=strategy)

@@ -84,6 +84,24 @@ def test_without_waiting_for_each_other_each_sample_is_applied_once(consistency)
 
 @pytest.mark.parametrize(
     "strategy",
+    [shoal.Hybrid(shards=2, durability="replica"),
+     shoal.ParameterServer(shoal.Sync(), shards=3, round_steps=4, durability="replica")],
+    ids=["hybrid", "parameter server in step"],
+)  # fmt: skip
+def test_with_replicas_shards_that_are_lost_with_their_disk_or_frozen_change_no_bit(strategy):
+    calm = run_of(FaultPlan(), "calm", workers=1)
+    plan = (
+        FaultPlan().lose_shard(at_step=20, number=1).kill(at_step=40, rank=1).freeze_shard(at_step=60, number=0)
+        .lose_shard(at_step=90, number=0)
+    )  # fmt: skip
+    stormy = run_of(plan, "stormy", strategy=strategy, patience=shoal.Patience(silent_s=2.0))
+    assert not any(event["kind"] in ("fell_back", "failed") for event in stormy.events)
+    assert tables_of(stormy, STEPS) == tables_of(calm, STEPS)
+    check_counts(stormy)
+
+
+@pytest.mark.parametrize(
+    "strategy",
     [shoal.Hybrid(shards=2, durability="snapshot"),
      shoal.ParameterServer(shoal.Async(), shards=2, round_steps=5, durability="snapshot")],
     ids=["hybrid", "async"],

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from shoal.comm.keys import JobKey
+from shoal.shards.child import ShardProcess
 from shoal.shards.client import Client
 from shoal.shards.order import Order
-from shoal.shards.process import ShardProcess
 from shoal.tables.buckets import BucketMap
 
 
@@ -31,17 +32,27 @@ class Shards:
             for name in self.names
         }  # fmt: skip
         self.addresses = {name: shard.wait() for name, shard in self.running.items()}
+        self.folder = folder
+        self._tell()
+
+    def _tell(self) -> None:
+        for shard in self.running.values():
+            if shard.order.durability == "replica":
+                shard.tell(self.addresses)
 
     def client(self, worker: str = "w0", **how) -> Client:
         client = Client(self.key, self.buckets, self.addresses, worker=worker, **how)
         self.clients.append(client)
         return client
 
-    def kill(self, name: str) -> None:
-        """And have another take its place."""
+    def kill(self, name: str, *, with_disk: bool = False) -> None:
+        """And have another take its place; ``with_disk``: what it has written is gone, too."""
         self.running[name].kill()
+        if with_disk:
+            shutil.rmtree(self.folder / name)
         self.running[name] = self.running[name].replaced()
         self.running[name].wait()
+        self._tell()
 
     def close(self) -> None:
         for client in self.clients:

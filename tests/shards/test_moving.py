@@ -12,9 +12,9 @@ import pytest
 from shoal.errors import ConfigError
 from shoal.shards import messages as msg
 from shoal.shards import moving
+from shoal.shards.child import ShardProcess
 from shoal.shards.client import told_of
 from shoal.shards.moving import move, rebalance
-from shoal.shards.process import ShardProcess
 from shoal.tables import SGD, Adagrad, TableSpec
 from shoal.tables.frame import Part, Push
 

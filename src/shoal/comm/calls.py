@@ -71,8 +71,11 @@ class Answerer:
             self.close()
             raise
 
-    def receive(self, timeout_s: float) -> Question | None:
-        """The next question, or None if none comes in time."""
+    def receive(self, timeout_s: float, others: Sequence[zmq.Socket[bytes]] = ()) -> Question | None:
+        """The next question, or None if none comes in time, or if something comes for ``others`` first."""
+        if others:
+            zmq.select([self._socket, *others], [], [], timeout_s)
+            timeout_s = 0
         if not self._socket.poll(max(0, int(timeout_s * 1000))):
             return None
         peer, first, *frames = [frame.buffer for frame in self._socket.recv_multipart(copy=False)]
@@ -169,6 +172,19 @@ class Calls:
             if not self._turn(min(left_s, _TICK_S)):
                 check()
         return self._answers.pop(number)
+
+    def take(self) -> None:
+        """Take what has come, without waiting."""
+        self._turn(0.0)
+
+    def answer(self, number: int) -> Sequence[memoryview] | None:
+        """An answer, if it has been taken."""
+        return self._answers.pop(number, None)
+
+    @property
+    def sockets(self) -> Sequence[zmq.Socket[bytes]]:
+        """Where answers come."""
+        return list(self._sockets.values())
 
     def forget(self, numbers: Iterable[int]) -> None:
         """Nobody will wait for these any more."""

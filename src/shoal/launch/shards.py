@@ -1,33 +1,31 @@
-"""Table shards as processes of the driver's: started, looked after, and replaced at the same address."""
+"""Table shards as processes of the driver's: started, looked after, and replaced."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from shoal.errors import ConfigError, ShoalError
 from shoal.launch.fleet import Gone, Place
+from shoal.shards.child import ShardProcess
 from shoal.shards.order import Order
 from shoal.training.folder import RunFolder
 
 _MOST_FAILURES, _PAUSE_S = 5, 0.2
 _START_S = 300.0
+_SPARE_AFTER_S = 2.0
 
 
 @dataclass
 class _Shard:
     order: Order
     place: Place
-    child: subprocess.Popen[bytes]
+    child: ShardProcess
     address: str = ""
-    started_s: float = field(default_factory=time.monotonic)
     num_failures: int = 0
     """Since it last said where it listens."""
 
@@ -45,13 +43,22 @@ def _consistency(strategy: Mapping[str, Any]) -> str:
 
 
 class ShardCrew:
-    """The shards that a run's record asks for, on the fleet's places in turn."""
+    """The shards that a run's record asks for, on the fleet's places in turn.
+
+    At each place a spare waits to replace one that ends there. Where none can be started any more, the next place has
+    it, if another shard has a copy of what it kept.
+    """
 
     def __init__(self, folder: RunFolder, record: Mapping[str, Any], places: Sequence[Place]) -> None:
         strategy: dict[str, Any] = record["job"]["strategy"]
         names = [f"s{number}" for number in range(num_shards(record))]
         self._folder = folder
+        self._places = places
+        self._silent_s = float(record["job"]["patience"]["silent_s"])
+        self._has_copies = strategy["durability"] == "replica"
         self._shards: dict[str, _Shard] = {}
+        self._spares: dict[Place, ShardProcess] = {}
+        self._spares_from_s = 0.0
         there = len(list((folder.path / "shards").glob("s*")))
         if there not in (0, len(names)):
             raise ConfigError(
@@ -64,24 +71,13 @@ class ShardCrew:
                     name=name, folder=str(folder.path / "shards" / name), shards=names,
                     consistency=_consistency(strategy),
                     num_lanes=record["job"]["num_lanes"], durability=strategy["durability"], host=place.address,
-                    key_path=str(folder.key_path),
+                    key_path=str(folder.key_path), log_path=str(folder.log_path(name)),
                 )  # fmt: skip
-                self._shards[name] = _Shard(order, place, self._start(order, place))
+                child = ShardProcess(order, place.words, folder.log_path(name))
+                self._shards[name] = _Shard(order, place, child)
         except BaseException:
             self.close()
             raise
-
-    def _start(self, order: Order, place: Place) -> subprocess.Popen[bytes]:
-        words = [*place.words, sys.executable, "-m", "shoal.shards.process"]
-        with self._folder.log_path(order.name).open("ab") as log:
-            child = subprocess.Popen(
-                words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True
-            )
-        assert child.stdin is not None and child.stdout is not None
-        os.set_blocking(child.stdout.fileno(), False)
-        child.stdin.write(msgspec.json.encode(order) + b"\n")
-        child.stdin.flush()
-        return child
 
     @property
     def addresses(self) -> dict[str, str] | None:
@@ -92,29 +88,50 @@ class ShardCrew:
     def look(self) -> list[Gone]:
         """See to them: those that have ended since the last time, which are replaced. ``ShoalError`` for one that ends
         again and again before it listens."""
-        gone = []
+        gone, has_news = [], False
         for name, shard in self._shards.items():
-            assert shard.child.stdout is not None
-            line = shard.child.stdout.readline()
-            if line:
-                shard.address, shard.num_failures = msgspec.json.decode(line)["address"], 0
-            code = shard.child.poll()
-            if code is None and not shard.address and time.monotonic() - shard.started_s > _START_S:
+            address = shard.child.look()
+            if address and (shard.num_failures or not shard.address):
+                shard.address, shard.num_failures, has_news = address, 0, True
+            is_silent = shard.child.silent_s > (self._silent_s if address else _START_S)
+            if is_silent:
                 shard.child.kill()
-                code = shard.child.wait()
-            if code is None:
-                continue
-            gone.append(Gone(name, f"killed by signal {-code}" if code < 0 else f"exited with {code}"))
-            shard.num_failures += 1
-            if shard.num_failures >= _MOST_FAILURES:
-                raise ShoalError(f"shard {name} does not start; {self._folder.log_path(name)} ends: {self._last(name)}")
-            _end(shard.child)
-            port = int(shard.address.rpartition(":")[2] or 0)
-            if shard.num_failures > 1:
-                time.sleep(_PAUSE_S)  # its port may be free then
-            shard.child = self._start(msgspec.structs.replace(shard.order, port=port), shard.place)
-            shard.started_s = time.monotonic()
+            code = shard.child.exit_code
+            if code is not None:
+                how = f"killed by signal {-code}" if code < 0 else f"exited with {code}"
+                gone.append(Gone(name, "was silent, and is killed" if is_silent else how))
+                self._replace(name, shard)
+        if self.addresses is not None and has_news and self._has_copies:
+            for shard in self._shards.values():
+                shard.child.tell(self.addresses)
+        if self.addresses is not None and time.monotonic() > self._spares_from_s:
+            self._keep_spares()
         return gone
+
+    def _replace(self, name: str, shard: _Shard) -> None:
+        shard.num_failures += 1
+        if shard.num_failures >= _MOST_FAILURES:
+            raise ShoalError(f"shard {name} does not start; {self._folder.log_path(name)} ends: {self._last(name)}")
+        shard.child.ended()
+        port = int(shard.address.rpartition(":")[2] or 0)
+        if shard.num_failures > 1:
+            time.sleep(_PAUSE_S)  # its port may be free then
+        if shard.num_failures > 2 and self._has_copies:
+            shard.place = self._places[(self._places.index(shard.place) + 1) % len(self._places)]
+            port = 0
+        order = msgspec.structs.replace(shard.order, host=shard.place.address, port=port)
+        spare = self._spares.pop(shard.place, None)
+        if spare is not None and spare.exit_code is None:
+            spare.become(order)
+            shard.child = spare
+        else:
+            shard.child = ShardProcess(order, shard.place.words, self._folder.log_path(name))
+        self._spares_from_s = time.monotonic() + _SPARE_AFTER_S  # first the others have the machine
+
+    def _keep_spares(self) -> None:
+        for place in {shard.place for shard in self._shards.values()}:
+            if place not in self._spares:
+                self._spares[place] = ShardProcess(None, place.words, self._folder.log_path("spare"))
 
     def _last(self, name: str) -> str:
         lines = self._folder.log_path(name).read_text(errors="replace").strip().splitlines()
@@ -122,19 +139,8 @@ class ShardCrew:
 
     def close(self) -> None:
         """Let them end."""
-        for shard in self._shards.values():
-            assert shard.child.stdin is not None
-            shard.child.stdin.close()
-        for shard in self._shards.values():
-            try:
-                shard.child.wait(10)
-            except subprocess.TimeoutExpired:
-                shard.child.kill()
-            _end(shard.child)
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    child.wait()
-    for pipe in (child.stdin, child.stdout):
-        assert pipe is not None
-        pipe.close()
+        children = [*(shard.child for shard in self._shards.values()), *self._spares.values()]
+        for child in children:
+            child.release()
+        for child in children:
+            child.close()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import msgspec
 
@@ -14,6 +15,26 @@ class Map(msgspec.Struct, frozen=True, array_like=True):
     shards: list[str]
     owner_of: bytes
     addresses: dict[str, str]
+
+
+Kind = Literal["write", "whole", "done", "gone"]
+
+
+class Change(msgspec.Struct, frozen=True, array_like=True):
+    """Of a file: bytes from ``at`` on, where it then ends; of one that takes its place, the same; that has taken its
+    place; it is gone."""
+
+    file: str
+    kind: Kind
+    at: int
+    num_bytes: int
+
+
+class File(msgspec.Struct, frozen=True, array_like=True):
+    """A file's length, and XXH3-64."""
+
+    num_bytes: int
+    sum: int
 
 
 class _Message(msgspec.Struct, tag=True, frozen=True, array_like=True):
@@ -106,11 +127,35 @@ class Use(_Message, frozen=True):
     map: Map
 
 
+class Look(_Message, frozen=True):
+    """What do you keep of a shard's folder? With a ``term``: from now on for whom that is."""
+
+    shard: str
+    term: int
+
+
+class Copy(_Message, frozen=True):
+    """A shard has done this to its files, of which the bytes are the next frame."""
+
+    shard: str
+    term: int
+    changes: Sequence[Change]
+
+
+class Fetch(_Message, frozen=True):
+    """What do you keep of a shard's file, from a byte on?"""
+
+    shard: str
+    file: str
+    at: int
+
+
 class Ask(_Message, frozen=True):
     """How do you stand?"""
 
 
-Question = Pull | Push | Begin | Open | Mark | HandOver | LetGo | TakeIn | TakeOver | Forget | Use | Ask
+Keep = Look | Copy | Fetch
+Question = Pull | Push | Begin | Open | Mark | HandOver | LetGo | TakeIn | TakeOver | Forget | Use | Keep | Ask
 
 
 # Answers
@@ -164,8 +209,15 @@ class Standing(_Message, frozen=True):
     figures: dict[str, Any]
 
 
+class Listing(_Message, frozen=True):
+    """The files that are kept of a shard's folder, for whom that was up to now."""
+
+    term: int
+    files: dict[str, File]
+
+
 class Done(_Message, frozen=True):
-    """It has been done."""
+    """It has been done. What was fetched is the next frame."""
 
 
-Answer = Rows | Taken | Refused | Moved | Handed | Standing | Done
+Answer = Rows | Taken | Refused | Moved | Handed | Standing | Listing | Done

@@ -1,6 +1,7 @@
 """``python -m shoal.shards.process``: a shard as a process of its own.
 
-What it is to be comes as a JSON line on its input; it says where it listens in another, and ends when its input does.
+What it is to be comes as a JSON line on its input; it says where it listens in another, and then that it is alive with
+an empty one now and then. More lines on its input tell where the others are, and it ends when that does.
 """
 
 from __future__ import annotations
@@ -8,9 +9,10 @@ from __future__ import annotations
 import os
 import select
 import signal
-import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -18,68 +20,13 @@ import numpy as np
 
 from shoal.comm.keys import JobKey
 from shoal.errors import ShoalError
-from shoal.shards.order import Order, parse
+from shoal.shards.order import BEAT_S, Order, Peers, parse
+from shoal.shards.shard import Shard, shard_at
 from shoal.tables import NUM_BUCKETS, TableSpec, batches
 from shoal.tables.buckets import BucketMap
 from shoal.tables.journal import Keeping
 from shoal.tables.stored import JournalFolder
 from shoal.tables.table import Table
-
-_START_S = 300.0
-
-
-class ShardProcess:
-    """A shard as a child of this process."""
-
-    def __init__(self, order: Order) -> None:
-        self.order = order
-        words = [sys.executable, "-m", "shoal.shards.process"]
-        self._child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert self._child.stdin is not None and self._child.stdout is not None
-        self._child.stdin.write(msgspec.json.encode(order) + b"\n")
-        self._child.stdin.flush()
-        self.address = ""
-
-    @property
-    def pid(self) -> int:
-        return self._child.pid
-
-    def wait(self) -> str:
-        """Until it answers: its address. ``ShoalError`` if it does not."""
-        assert self._child.stdout is not None
-        ready, _, _ = select.select([self._child.stdout], [], [], _START_S)
-        line = self._child.stdout.readline() if ready else b""
-        if not line:
-            self.close()
-            raise ShoalError(f"shard {self.order.name} did not start; its output above says why")
-        self.address = msgspec.json.decode(line)["address"]
-        return self.address
-
-    def kill(self) -> None:
-        """At once."""
-        self._child.kill()
-        self._end()
-
-    def replaced(self) -> ShardProcess:
-        """Another in its place, at the same address, with what it has left on the disk."""
-        port = int(self.address.rsplit(":", 1)[1])
-        return ShardProcess(msgspec.structs.replace(self.order, port=port))
-
-    def close(self) -> None:
-        """Let it end."""
-        assert self._child.stdin is not None
-        self._child.stdin.close()
-        try:
-            self._child.wait(10)
-        except subprocess.TimeoutExpired:
-            self._child.kill()
-        self._end()
-
-    def _end(self) -> None:
-        assert self._child.stdin is not None and self._child.stdout is not None
-        self._child.wait()
-        self._child.stdin.close()
-        self._child.stdout.close()
 
 
 def _keeping(order: Order) -> Keeping:
@@ -104,9 +51,17 @@ def warm_up() -> None:
 
 
 def main() -> int:
-    from shoal.shards.shard import shard_at
-
-    order = msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)
+    told = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 - a thread may be reading it at the end
+    is_spare = not select.select([told], [], [], 0)[0]
+    if is_spare:
+        warm_up()
+    line = told.readline()
+    if not line:  # it was not needed
+        return 0
+    order = msgspec.json.decode(line, type=Order)
+    if order.log_path:
+        with open(order.log_path, "ab") as log:
+            os.dup2(log.fileno(), 2)
     try:
         key = JobKey.read(Path(order.key_path)) if order.key_path else None
         buckets = BucketMap.even(order.shards)
@@ -115,22 +70,33 @@ def main() -> int:
     except ShoalError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    if JournalFolder(Path(order.folder)).contents() is None:  # else it replaces one that is waited for
+    if not is_spare and JournalFolder(Path(order.folder)).contents() is None:  # else it replaces one that is missed
         warm_up()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: shard.stop())
-    threading.Thread(target=_end_with_input, args=(shard.stop,), daemon=True).start()
-    sys.stdout.buffer.write(msgspec.json.encode({"address": shard.address}) + b"\n")
-    sys.stdout.flush()
-    shard.serve()
+    threading.Thread(target=_listen, args=(shard, told), daemon=True).start()
+    os.write(1, msgspec.json.encode({"address": shard.address}) + b"\n")
+    threading.Thread(target=_beat, daemon=True).start()
+    try:
+        shard.serve()
+    except ShoalError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
     return 0
 
 
-def _end_with_input(stop: object) -> None:
-    while os.read(0, 1 << 12):
-        pass
-    assert callable(stop)
-    stop()
+def _listen(shard: Shard, told: Iterable[bytes]) -> None:
+    """To who has started it."""
+    for line in told:
+        shard.meet(msgspec.json.decode(line, type=Peers))
+    shard.stop()
+
+
+def _beat() -> None:
+    """Tell who has started it that it is not frozen."""
+    while True:
+        time.sleep(BEAT_S)
+        os.write(1, b"\n")
 
 
 if __name__ == "__main__":

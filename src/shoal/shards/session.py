@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,11 @@ class TableSession:
         self._generation = 0
         for module in self._modules:
             module.source = self
+
+    def meet(self, shards: Mapping[str, str]) -> None:
+        """The shards are found there from now on."""
+        for name, address in shards.items():
+            self._client.meet(name, address)
 
     def begin(self, generation: int, base: int, check: Callable[[], None]) -> None:
         """Take part in a generation from step ``base`` on, where the shards then stand; -1: wherever they stand.

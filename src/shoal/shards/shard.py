@@ -18,7 +18,10 @@ from shoal.comm.keys import JobKey
 from shoal.errors import Behind, Bug, ConfigError, ShoalError
 from shoal.shards import messages as msg
 from shoal.shards.client import map_of, told_of
+from shoal.shards.copies import Copies
 from shoal.shards.holdings import Holdings
+from shoal.shards.mirror import Mirror
+from shoal.shards.order import Peers
 from shoal.tables import TableSpec
 from shoal.tables.batches import halved
 from shoal.tables.buckets import BucketMap
@@ -31,6 +34,7 @@ _DECODER = msgspec.msgpack.Decoder(msg.Question)
 _ENCODER = msgspec.msgpack.Encoder()
 _LEAST_LOG_BYTES = 1 << 28
 _LAST_TIMES = 512
+_TICK_S = 0.05
 
 
 @dataclass
@@ -54,6 +58,14 @@ class _Times:
         }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Doors:
+    """Where a shard is asked, and, if there is to be a copy of its folder, what asks for that."""
+
+    answerer: Answerer
+    mirror: Mirror | None = None
+
+
 class _Gone(msgspec.Struct, frozen=True):
     """Buckets that were given away, and with what: kept until they are served elsewhere."""
 
@@ -66,29 +78,40 @@ class _Gone(msgspec.Struct, frozen=True):
 class Shard:
     """``name`` is how the map of buckets knows it. What it is given is kept in ``folder``, and found there again.
 
-    ``key`` None: without encryption, on a network that is trusted. ``serve`` returns once ``stop`` was called.
+    ``key`` None: without encryption, on a network that is trusted. ``serve`` returns once ``stop`` was called. With
+    ``durability="replica"`` it answers once it was told of its ``peers``, and has heard from its standby.
     """
 
-    def __init__(self, name: str, folder: Path, buckets: BucketMap, keeping: Keeping, answerer: Answerer) -> None:
+    def __init__(self, name: str, folder: Path, buckets: BucketMap, keeping: Keeping, doors: Doors) -> None:
         self.name = name
         self._folder = folder
         self._keeping = keeping
         self._buckets = buckets
-        self._answerer = answerer
-        self._held: Holdings | None = None
+        self._answerer, self._mirror = doors.answerer, doors.mirror
+        self._copies = Copies(folder)
+        self._early: list[tuple[Question, msg.Question]] = []
+        self._held: deque[tuple[int, Question, Sequence[Frame]]] = deque()
+        self._told: deque[Peers] = deque()
+        self._holdings: Holdings | None = None
         self._addresses: dict[str, str] = {}
         self._coming: dict[str, Journal] = {}
         self._waiting: list[tuple[Question, msg.Pull]] = []
-        self._stopped = False
+        self._stopped = self._is_open = False
         self._pulls, self._pushes = _Times(), _Times()
         self._staleness: dict[int, int] = {}
         self._num_zombies = self._num_again = 0
-        path = folder / "map"
+        if self._mirror is None:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Where its folder says."""
+        path = self._folder / "map"
         if path.exists():
             self._use(msgspec.msgpack.decode(path.read_bytes(), type=msg.Map))
-        contents = JournalFolder(folder).contents()
+        contents = JournalFolder(self._folder).contents()
         if contents is not None:
             self._open([TableSpec.read(record) for record in contents.specs])
+        self._is_open = True
 
     @property
     def address(self) -> str:
@@ -98,19 +121,44 @@ class Shard:
         """Have ``serve`` return, from a signal handler."""
         self._stopped = True
 
+    def meet(self, peers: Peers) -> None:
+        """Where its standby is from now on; from any thread."""
+        self._told.append(peers)
+
     def serve(self) -> None:
-        """Answer until ``stop``."""
-        while not self._stopped:
-            question = self._answerer.receive(0.05)
-            if question is not None:
-                self._handle(question)
-        self.close()
+        """Answer until ``stop``. ``Fault`` if another has taken this one's place; ``StoreFault`` without its folder."""
+        try:
+            while not self._stopped:
+                question = self._answerer.receive(_TICK_S, self._mirror.sockets if self._mirror else ())
+                if question is not None:
+                    self._handle(question)
+                if self._mirror is not None:
+                    self._see_to(self._mirror)
+        finally:
+            self.close()
+
+    def _see_to(self, mirror: Mirror) -> None:
+        """The standby's answers: what they let out, and what they let begin."""
+        while self._told:
+            peers = self._told.popleft()
+            mirror.meet(peers.standby, peers.addresses[peers.standby])
+        mirror.turn()
+        if mirror.is_begun and not self._is_open:
+            self._go_on()
+            early, self._early = self._early, []
+            for question, asked in early:
+                self._try(question, asked)
+        while self._held and self._held[0][0] <= mirror.reached:
+            _, question, (head, *frames) = self._held.popleft()
+            self._answerer.answer(question, bytes(head), *frames)
 
     def close(self) -> None:
+        if self._mirror is not None:
+            self._mirror.close()
         for journal in self._coming.values():
             journal.close()
-        if self._held is not None:
-            self._held.close()
+        if self._holdings is not None:
+            self._holdings.close()
         self._answerer.close()
 
     # Questions
@@ -121,7 +169,10 @@ class Shard:
         except (msgspec.MsgspecError, IndexError) as error:
             self._answer(question, msg.Refused("ConfigError", f"not a question that a shard takes: {error}"))
             return
-        self._try(question, asked)
+        if self._is_open or isinstance(asked, msg.Keep):
+            self._try(question, asked)
+        else:
+            _put_aside(self._early, question, asked)
 
     def _try(self, question: Question, asked: msg.Question) -> None:
         try:
@@ -138,24 +189,29 @@ class Shard:
                     self._pull(question, asked)
                 else:
                     self._check_reach(asked)
-                    key = (question.peer, question.number)
-                    self._waiting = [e for e in self._waiting if (e[0].peer, e[0].number) != key]  # asked again
-                    self._waiting.append((question, asked))
+                    _put_aside(self._waiting, question, asked)
             case msg.Push():
                 if not self._is_of_another_map(question, asked.epoch):
                     self._push(question, asked)
             case msg.Begin():
                 verdict = self._tables.begin(Begin(asked.generation, asked.base))
-                self._answer(question, msg.Taken(verdict.value))
+                self._promise(question, msg.Taken(verdict.value))
                 self._answer_those_that_wait()
             case msg.Open():
                 self._open([TableSpec.read(record) for record in asked.specs])
-                self._answer(question, msg.Done())
+                self._promise(question, msg.Done())
             case msg.Mark():
                 self._tables.mark(asked.step, asked.keep)
-                self._answer(question, msg.Done())
+                self._promise(question, msg.Done())
             case msg.Ask():
                 self._answer(question, self._standing())
+            case msg.Look():
+                self._answer(question, self._copies.look(asked))
+            case msg.Copy():
+                self._copies.write(asked, joined(question.frames[1:]))
+                self._answer(question, msg.Done())
+            case msg.Fetch():
+                self._answer(question, msg.Done(), *pieces(self._copies.read(asked)))
             case _:
                 self._move(question, asked)
 
@@ -176,19 +232,19 @@ class Shard:
                 entry = decode(joined(question.frames[1:]))
                 assert isinstance(entry, Import)
                 self._coming[asked.move].take_over(entry)
-                self._answer(question, msg.Done())
+                self._promise(question, msg.Done())
             case msg.TakeOver():
                 self._take_over(asked, question)
-                self._answer(question, msg.Done())
+                self._promise(question, msg.Done())
                 self._answer_those_that_wait()
             case msg.Forget():
                 for holding in self._tables.all:
                     holding.journal.drop(unpacked(asked.buckets) & ~holding.buckets)
                 (self._folder / f"gone-{asked.move}").unlink(missing_ok=True)
-                self._answer(question, msg.Done())
+                self._promise(question, msg.Done())
             case msg.Use():
                 self._use(asked.map)
-                self._answer(question, msg.Done())
+                self._promise(question, msg.Done())
                 self._answer_those_that_wait()
 
     def _let_go(self, question: Question, asked: msg.LetGo) -> None:
@@ -200,7 +256,7 @@ class Shard:
             told, body = self._handed([entry, *pushes])
             write_whole(path, msgspec.msgpack.encode(_Gone(told, body, asked.buckets, asked.map)))
         gone = self._be_gone(path)
-        self._answer(question, gone.told, *pieces(gone.body))
+        self._promise(question, gone.told, *pieces(gone.body))
         self._answer_those_that_wait()
 
     def _be_gone(self, path: Path) -> _Gone:
@@ -226,7 +282,7 @@ class Shard:
 
     def _give(self, question: Question, entries: Sequence[Import | Push]) -> None:
         told, body = self._handed(entries)
-        self._answer(question, told, *pieces(body))
+        self._promise(question, told, *pieces(body))
 
     def _handed(self, entries: Sequence[Import | Push]) -> tuple[msg.Handed, bytes]:
         bodies = [b"".join(entry.encode()) for entry in entries]
@@ -274,7 +330,7 @@ class Shard:
         if not isinstance(push, Push):
             raise ConfigError(f"a {type(push).__name__} came where a push was to come")
         verdict = self._tables.push(push, asked.worker)
-        self._answer(question, msg.Taken(verdict.value))
+        self._promise(question, msg.Taken(verdict.value))
         self._num_zombies += verdict.value == "zombie"
         self._num_again += verdict.value == "known"
         self._answer_those_that_wait()
@@ -298,31 +354,31 @@ class Shard:
 
     @property
     def _tables(self) -> Holdings:
-        if self._held is None:
+        if self._holdings is None:
             raise ConfigError(f"shard {self.name} has no tables yet: open them first")
-        return self._held
+        return self._holdings
 
     def _open(self, specs: Sequence[TableSpec]) -> None:
         """The first to ask for tables makes them; who comes later must mean the same."""
-        if self._held is None:
+        if self._holdings is None:
             owned = self._buckets.shards.index(self.name) if self.name in self._buckets.shards else -1
-            self._held = Holdings(self._folder, specs, self._keeping, self._buckets.owners == owned)
+            self._holdings = Holdings(self._folder, specs, self._keeping, self._buckets.owners == owned)
             for path in self._folder.glob("gone-*"):
                 if not path.suffix:
                     self._be_gone(path)
             return
         for spec in specs:
-            known = self._held.specs.get(spec.name)
+            known = self._holdings.specs.get(spec.name)
             if known is None:
-                raise ConfigError(f"shard {self.name} has the tables {sorted(self._held.specs)}, not {spec.name}")
+                raise ConfigError(f"shard {self.name} has the tables {sorted(self._holdings.specs)}, not {spec.name}")
             if known != spec:
                 raise ConfigError(f"two tables are called {spec.name}: {known} is there, and {spec} came")
 
     def _standing(self) -> msg.Standing:
         figures: dict[str, Any] = {"pid": os.getpid(), "waiting": len(self._waiting)}
-        if self._held is None:
+        if self._holdings is None:
             return msg.Standing(self.name, 0, 0, [], [], figures)
-        held = self._held
+        held = self._holdings
         for name in held.specs:
             stats = [holding.journal.tables[name].stats for holding in held.all]
             asked, found = sum(one.num_asked for one in stats), sum(one.num_found for one in stats)
@@ -334,6 +390,9 @@ class Shard:
         figures |= self._pulls.figures("pull") | self._pushes.figures("push")
         figures["log_bytes"] = sum(holding.journal.log_bytes for holding in held.all)
         figures["buckets"] = sum(int(holding.buckets.sum()) for holding in held.all)
+        if self._mirror is not None:
+            figures["standby"] = self._mirror.standby
+            figures["restored_bytes"] = self._mirror.restored_bytes
         figures["staleness"] = {str(steps): count for steps, count in sorted(self._staleness.items())}
         figures |= {"zombies": self._num_zombies, "again": self._num_again}
         if held.main.torn is not None:
@@ -344,14 +403,29 @@ class Shard:
     def _answer(self, question: Question, head: msg.Answer, *frames: Frame) -> None:
         self._answerer.answer(question, _ENCODER.encode(head), *frames)
 
+    def _promise(self, question: Question, head: msg.Answer, *frames: Frame) -> None:
+        """Answer once what this shard has written is where ``durability`` wants it."""
+        if self._mirror is None:
+            self._answer(question, head, *frames)
+        else:
+            self._held.append((self._mirror.ship(), question, (_ENCODER.encode(head), *frames)))
+
+
+def _put_aside(waiting: list[tuple[Question, Any]], question: Question, asked: Any) -> None:
+    """For later, in place of the same question that was asked before."""
+    key = (question.peer, question.number)
+    waiting[:] = [entry for entry in waiting if (entry[0].peer, entry[0].number) != key]
+    waiting.append((question, asked))
+
 
 def shard_at(
     name: str, folder: Path, buckets: BucketMap, keeping: Keeping, listen: tuple[str, int, JobKey | None]
 ) -> Shard:
     """A shard that listens at (host, port, key)."""
     answerer = Answerer(*listen)
+    mirror = Mirror(name, folder, listen[2]) if keeping.durability == "replica" else None
     try:
-        return Shard(name, folder, buckets, keeping, answerer)
+        return Shard(name, folder, buckets, keeping, Doors(answerer, mirror))
     except BaseException:
         answerer.close()
         raise

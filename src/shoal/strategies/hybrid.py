@@ -9,9 +9,7 @@ from torch import nn
 from shoal.codecs import Codec
 from shoal.errors import ConfigError
 from shoal.strategies.allreduce import AllReduce, Reducer
-from shoal.tables.consistency import Durability
-
-_MOST_SHARDS = 1024
+from shoal.tables.consistency import Durability, check_shards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +18,8 @@ class Hybrid:
     ``shoal.Embedding`` modules are summed and applied by ``shards`` processes that hold them. Tables and parameters are
     of one version: a step is committed with both, or done again with both.
 
-    ``durability``: ``log``: a shard that is killed loses nothing; ``snapshot``: the run goes back to the version that
-    was stored last. ``half``: rows travel as bfloat16.
+    ``durability``: ``log``: a shard that is killed loses nothing; ``replica``: nor does one whose host is lost;
+    ``snapshot``: the run goes back to the version that was stored last. ``half``: rows travel as bfloat16.
     """
 
     dense: AllReduce = field(default_factory=AllReduce)
@@ -30,10 +28,7 @@ class Hybrid:
     half: bool = False
 
     def __post_init__(self) -> None:
-        if not 1 <= self.shards <= _MOST_SHARDS:
-            raise ConfigError(f"shards must be from 1 to {_MOST_SHARDS}, not {self.shards}")
-        if self.durability not in ("log", "snapshot"):
-            raise ConfigError(f"durability must be log or snapshot, not {self.durability!r}")
+        check_shards(self.shards, self.durability)
         if self.dense.delay:
             raise ConfigError("with delay=1 dense parameters and tables would not be of one version; use delay=0")
 

@@ -18,11 +18,10 @@ from shoal.errors import ConfigError
 from shoal.strategies.agreed import Agreed
 from shoal.strategies.memories import Memories
 from shoal.tables import SGD, Adagrad, Adam, Rule, TableSpec
-from shoal.tables.consistency import Async, Consistency, Durability, Sync
+from shoal.tables.consistency import Async, Consistency, Durability, Sync, check_shards
 from shoal.tables.frame import Part
 
 _ROW = 256
-_MOST_SHARDS = 1024
 Pull = Callable[[str, npt.NDArray[np.int64]], npt.NDArray[np.float32]]
 
 
@@ -33,8 +32,9 @@ class ParameterServer:
 
     Dense parameters are updated there by what the job's optimizer says: torch's ``SGD`` without momentum, ``Adagrad``
     or ``Adam``, without weight decay. ``round_steps``: so often all workers tell what they have done, which makes a
-    version. ``durability``: ``log``: a shard that is killed loses nothing; ``snapshot``: what came after the version
-    that was stored last is done again. ``half``: rows travel as bfloat16.
+    version. ``durability``: ``log``: a shard that is killed loses nothing; ``replica``: nor does one whose host is
+    lost; ``snapshot``: what came after the version that was stored last is done again. ``half``: rows travel as
+    bfloat16.
     """
 
     consistency: Consistency = field(default_factory=Async)
@@ -47,10 +47,7 @@ class ParameterServer:
     codec = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.shards <= _MOST_SHARDS:
-            raise ConfigError(f"shards must be from 1 to {_MOST_SHARDS}, not {self.shards}")
-        if self.durability not in ("log", "snapshot"):
-            raise ConfigError(f"durability must be log or snapshot, not {self.durability!r}")
+        check_shards(self.shards, self.durability)
         if isinstance(self.consistency, Sync) and self.durability == "snapshot":
             raise ConfigError("Sync() in shards alone needs durability='log': shards cannot go back to a version apart")
         if self.round_steps < 1:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from shoal.errors import ConfigError
 
-Durability = Literal["snapshot", "log"]
-"""Whether a push is on the disk before it is acknowledged, or only with the next snapshot."""
+Durability = Literal["snapshot", "log", "replica"]
+"""Where a push is before it is acknowledged: on no disk before the next snapshot, on the shard's, or on a second
+shard's too."""
+_MOST_SHARDS = 1024
 NOW = -1
 """A read of the newest, whichever step that is."""
 ANYWHERE = -1
@@ -47,3 +49,13 @@ class Async:
 
 
 Consistency = Sync | Bounded | Async
+
+
+def check_shards(shards: int, durability: Durability) -> None:
+    """``ConfigError`` for shards that there cannot be."""
+    if not 1 <= shards <= _MOST_SHARDS:
+        raise ConfigError(f"shards must be from 1 to {_MOST_SHARDS}, not {shards}")
+    if durability not in get_args(Durability):
+        raise ConfigError(f"durability must be one of {', '.join(get_args(Durability))}, not {durability!r}")
+    if durability == "replica" and shards < 2:
+        raise ConfigError("durability='replica' needs shards=2 or more: each keeps a copy of another")

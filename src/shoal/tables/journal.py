@@ -34,7 +34,8 @@ from shoal.tables.table import Mask, Table
 @dataclass(frozen=True, kw_only=True)
 class Keeping:
     """How tables are kept. ``durability``: ``log`` has a push in the log before it is acknowledged, so that a process
-    that is killed loses nothing; ``snapshot`` loses what came after the last one. ``num_lanes``: of the job that
+    that is killed loses nothing (so has ``replica``, and a shard sees to the rest); ``snapshot`` loses what came after
+    the last one. ``num_lanes``: of the job that
     pushes. ``memory_bytes``: the budget of each table; None: half of the machine's."""
 
     consistency: Consistency = field(default_factory=Async)
@@ -160,7 +161,7 @@ class Journal:
         take(entry, self.tables, self.applier)
 
     def _keep(self, entry: Push | Entry) -> None:
-        if self.keeping.durability == "log":
+        if self.keeping.durability != "snapshot":
             self._log.append(*entry.encode())
 
     def _check(self, part: Part, push: Push, worker: str) -> None:
@@ -186,7 +187,7 @@ class Journal:
         most = step + 1 if isinstance(self.keeping.consistency, Sync) else self.applier.step
         if not step <= self.applier.step <= most:
             raise ConfigError(f"the tables are at step {self.applier.step}, and step {step} was to be marked")
-        if self.keeping.durability == "log":
+        if self.keeping.durability != "snapshot":
             self._log.flush()
         else:
             self.snapshot(step)
@@ -256,7 +257,7 @@ class Journal:
             save_file(arrays, partial, {"tables": json.dumps(meta), "applier": json.dumps(self.applier.record())})
             flush(partial)
             log = Log(log_path)  # there before its snapshot counts
-            for push in withdrawn if self.keeping.durability == "log" else ():
+            for push in withdrawn if self.keeping.durability != "snapshot" else ():
                 log.append(*push.encode())
             partial.replace(path)
             flush(self._folder.path)

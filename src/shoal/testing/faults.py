@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 from shoal.comm import messages as msg
@@ -18,7 +20,8 @@ from shoal.training.commanding import command
 from shoal.training.folder import RunFolder
 
 Kind = Literal[
-    "kill", "freeze", "leave", "kill_coordinator", "freeze_coordinator", "kill_healing", "scale", "kill_shard"
+    "kill", "freeze", "leave", "kill_coordinator", "freeze_coordinator", "kill_healing", "scale", "kill_shard",
+    "freeze_shard", "lose_shard",
 ]  # fmt: skip
 
 _POLL_S = 0.002
@@ -27,8 +30,9 @@ _POLL_S = 0.002
 @dataclass(frozen=True)
 class Fault:
     """``kill`` and ``freeze`` (SIGKILL, SIGSTOP) a member by its rank; ``leave``: SIGTERM to it; ``kill_healing``: the
-    first worker that is catching up, as soon as there is one; ``scale`` to ``workers``; ``kill_shard``: the table shard
-    of number ``rank``. Due once step ``at_step`` is committed."""
+    first worker that is catching up, as soon as there is one; ``scale`` to ``workers``; ``kill_shard`` and
+    ``freeze_shard``: the table shard of number ``rank``; ``lose_shard``: it and its folder. Due once step ``at_step``
+    is committed."""
 
     kind: Kind
     at_step: int
@@ -71,6 +75,12 @@ class FaultPlan:
 
     def kill_shard(self, *, at_step: int, number: int = 0) -> FaultPlan:
         return self.add(Fault("kill_shard", at_step, number))
+
+    def freeze_shard(self, *, at_step: int, number: int = 0) -> FaultPlan:
+        return self.add(Fault("freeze_shard", at_step, number))
+
+    def lose_shard(self, *, at_step: int, number: int = 0) -> FaultPlan:
+        return self.add(Fault("lose_shard", at_step, number))
 
     def scale(self, workers: int, *, at_step: int) -> FaultPlan:
         return self.add(Fault("scale", at_step, workers=workers))
@@ -160,13 +170,8 @@ class _Hand:
             frozen = fault.kind == "freeze_coordinator"
             os.kill(self._folder.read_control().pid, signal.SIGSTOP if frozen else signal.SIGKILL)
             return "coordinator"
-        if fault.kind == "kill_shard":
-            name = f"s{fault.rank}"
-            if name not in view.shards:
-                return None
-            with suppress(ProcessLookupError):
-                os.kill(view.shards.pop(name), signal.SIGKILL)
-            return name
+        if fault.kind in ("kill_shard", "freeze_shard", "lose_shard"):
+            return self._strike_shard(fault, view)
         victim = self._victim(fault, view)
         if victim is None:
             return None
@@ -176,6 +181,20 @@ class _Hand:
         if fault.kind == "freeze":
             self._frozen.append(view.pids[victim])
         return victim
+
+    def _strike_shard(self, fault: Fault, view: _View) -> str | None:
+        name = f"s{fault.rank}"
+        if name not in view.shards:
+            return None
+        pid = view.shards.pop(name)
+        with tempfile.TemporaryDirectory(dir=self._folder.path) as gone:
+            if fault.kind == "lose_shard":  # at once: the next one is there in no time
+                (self._folder.path / "shards" / name).rename(Path(gone) / name)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP if fault.kind == "freeze_shard" else signal.SIGKILL)
+        if fault.kind == "freeze_shard":
+            self._frozen.append(pid)
+        return name
 
     def _victim(self, fault: Fault, view: _View) -> str | None:
         if fault.kind == "kill_healing":

@@ -190,7 +190,7 @@ class Coordinator:
         match message:
             case msg.Watch():
                 self._drivers.add(peer)
-                self._shards = message.shards
+                self._learn_of_shards(message.shards)
                 if self._replaces:
                     self._replaces = False
                     self._learn_from_driver(message)
@@ -211,6 +211,14 @@ class Coordinator:
                 self._listener.send(peer, msg.Answer(ok=True))
             case msg.Ask():
                 self._listener.send(peer, msg.Answer(ok=True, status=self.status(), record=self._record))
+
+    def _learn_of_shards(self, shards: dict[str, str]) -> None:
+        """One that is found elsewhere now is told of with the next generation, so that one has to begin."""
+        moved = [name for name, address in shards.items() if self._shards.get(name, address) != address]
+        self._shards = shards
+        if moved:
+            self.note("shards_moved", shards={name: shards[name] for name in moved})
+            self._apply(m.Stalled(self._state.generation))
 
     def _learn_from_driver(self, watch: msg.Watch) -> None:
         """What the coordinator that we replace was told, and only the driver still knows."""

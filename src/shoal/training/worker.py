@@ -165,6 +165,8 @@ class Worker:
             client = Client(own.key, buckets, shards, own.name, manner)
             dense = replica.session.specs if isinstance(replica.session, Served) else []
             self._tables = TableSession(replica.model, client, dense)
+        elif self._tables is not None:
+            self._tables.meet(shards)
         return self._tables
 
     def _fall_back(self, member: Member, world: World, error: Behind) -> None:

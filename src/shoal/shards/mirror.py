@@ -1,0 +1,245 @@
+"""A shard's folder is kept by a second shard too, its *standby*, so that a host that is lost with its disk loses
+nothing.
+
+What has changed is found by looking at the folder: logs have grown, other files are new, or gone. That is sent in such
+an order that what has come is a folder to start from, whenever the rest does not. What happens while it is under way
+goes with the next pass, so many pushes share one. Whoever writes has a ``term``, one more than the one before it: who
+was given up, and does not know it, is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import zmq
+
+from shoal.comm.calls import Calls, joined, pieces
+from shoal.comm.keys import JobKey
+from shoal.errors import Fault, StoreFault
+from shoal.shards import messages as msg
+from shoal.shards.copies import FOLDER, PIECE_BYTES, TERM, is_log, names, read_term, sum_of
+from shoal.tables.stored import write_whole
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER = msgspec.msgpack.Decoder(msg.Answer)
+_MOST_IN_FLIGHT = 8
+
+
+@dataclass(frozen=True)
+class _State:
+    """A file as the standby has it."""
+
+    inode: int
+    num_bytes: int
+    changed_ns: int
+
+
+class Mirror:
+    """``ship`` after a change, and ``turn`` whenever something may have come; what the number says that ``ship`` gave
+    is safe once ``reached`` is that far. ``is_begun``: the folder holds what there was; before that it must not be
+    used. ``turn`` raises ``Fault`` if another process has taken this one's place, and ``StoreFault`` if the folder is
+    gone.
+    """
+
+    def __init__(self, shard: str, folder: Path, key: JobKey | None) -> None:
+        self.is_begun = False
+        self.reached = 0
+        self.standby = ""
+        self.restored_bytes = 0
+        """So much was taken back from the standby, for the folder was not there or was older."""
+        self._shard = shard
+        self._folder = folder
+        self._calls = Calls(key, {})
+        self._term = read_term(folder)
+        self._has_claimed = False
+        self._beginning: Generator[int, tuple[msg.Answer, bytes], None] | None = None
+        self._asked = 0
+        self._at_standby: dict[str, _State] = {}
+        self._pass, self._wanted = 0, 0
+        self._changes: Iterator[tuple[msg.Change, bytes]] | None = None
+        self._sent: deque[int] = deque()
+
+    @property
+    def sockets(self) -> Sequence[zmq.Socket[bytes]]:
+        """Where something may come."""
+        return self._calls.sockets
+
+    def meet(self, standby: str, address: str) -> None:
+        """The standby is found there from now on."""
+        is_another = standby != self.standby
+        if is_another and self.standby:
+            self._calls.part(self.standby)
+        self.standby = standby
+        self._calls.meet(standby, address)
+        if is_another:
+            self._begin()
+
+    def ship(self) -> int:
+        """Have the standby hear of what has changed, from the next ``turn`` on: the number that tells when it has."""
+        self._wanted = self._pass + 1
+        return self._wanted
+
+    def turn(self) -> None:
+        """Take what has come, and send what is next."""
+        self._calls.take()
+        try:
+            if self._beginning is not None:
+                self._go_on_beginning()
+            elif self._changes is not None:
+                self._go_on()
+            elif self._wanted > self._pass and self.is_begun:
+                self._next_pass()
+        except _Lost:
+            self._begin()
+
+    # From where on
+
+    def _begin(self) -> None:
+        """Learn what the standby has; the first time, also whether this folder is the newest."""
+        self._calls.forget_all()
+        self._sent.clear()
+        self._changes = None
+        self._beginning = self._found()
+        self._asked = next(self._beginning)
+
+    def _go_on_beginning(self) -> None:
+        while self._beginning is not None and (frames := self._calls.answer(self._asked)) is not None:
+            try:
+                self._asked = self._beginning.send((_checked(frames[0]), joined(frames[1:])))
+            except StopIteration:
+                self._beginning = None
+                self.is_begun = True
+                self._next_pass()
+
+    def _found(self) -> Generator[int, tuple[msg.Answer, bytes], None]:
+        there = yield from self._look(0)
+        if not self._has_claimed:
+            if there.term > self._term:
+                yield from self._restore(there)
+            self._term = max(self._term, there.term) + 1
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_whole(self._folder / TERM, str(self._term).encode())
+            self._has_claimed = True
+        there = yield from self._look(self._term)
+        self._at_standby = {}
+        for name, file in there.files.items():
+            self._at_standby[name] = self._compared(name, file)
+
+    def _look(self, term: int) -> Generator[int, tuple[msg.Answer, bytes], msg.Listing]:
+        answer, _ = yield self._ask(msg.Look(self._shard, term))
+        assert isinstance(answer, msg.Listing)
+        return answer
+
+    def _restore(self, there: msg.Listing) -> Generator[int, tuple[msg.Answer, bytes], None]:
+        """Have the folder be what the standby has. Its term is written last: until then this is done again."""
+        for path in self._folder.glob("*"):
+            if path.name != FOLDER:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for name, file in there.files.items():
+            path = self._folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as out:
+                while out.tell() < file.num_bytes:
+                    _, data = yield self._ask(msg.Fetch(self._shard, name, out.tell()))
+                    if not data:
+                        raise Fault(f"the copy of {name} at {self.standby} is shorter than it said")
+                    out.write(data)
+            self.restored_bytes += file.num_bytes
+
+    def _compared(self, name: str, there: msg.File) -> _State:
+        """How much of a file at the standby is as here; of one that is not, nothing."""
+        path = self._folder / name
+        if path.exists():
+            here = path.stat()
+            is_long_enough = here.st_size >= there.num_bytes if is_log(name) else here.st_size == there.num_bytes
+            if is_long_enough and sum_of(path, there.num_bytes) == there.sum:
+                return _State(here.st_ino, there.num_bytes, here.st_mtime_ns)
+        return _State(0, 0, 0)
+
+    # What has changed
+
+    def _next_pass(self) -> None:
+        self._pass += 1
+        self._wanted = max(self._wanted, self._pass)
+        self._changes = self._look_around()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        while self._sent and (frames := self._calls.answer(self._sent[0])) is not None:
+            self._sent.popleft()
+            _checked(frames[0])
+        assert self._changes is not None
+        while len(self._sent) < _MOST_IN_FLIGHT and (batch := _message(self._changes)):
+            changes, datas = zip(*batch, strict=True)
+            self._sent.append(self._ask(msg.Copy(self._shard, self._term, changes), b"".join(datas)))
+        if not self._sent:
+            self.reached, self._changes = self._pass, None
+            if self._wanted > self._pass:
+                self._next_pass()
+
+    def _look_around(self) -> Iterator[tuple[msg.Change, bytes]]:
+        here = names(self._folder)
+        if read_term(self._folder) != self._term:
+            raise StoreFault(f"{self._folder} is gone, or another process writes to it; the copy of it stays")
+        for name in here:
+            with suppress(FileNotFoundError):  # the next pass tells of it
+                yield from self._file(name)
+        for name in set(self._at_standby) - set(here):
+            yield msg.Change(name, "gone", 0, 0), b""
+            del self._at_standby[name]
+
+    def _file(self, name: str) -> Iterator[tuple[msg.Change, bytes]]:
+        found = os.stat(self._folder / name)
+        state = _State(found.st_ino, found.st_size, found.st_mtime_ns)
+        known = self._at_standby.get(name, _State(0, 0, 0))
+        if is_log(name) and state.inode == known.inode and state.num_bytes >= known.num_bytes:
+            if state.num_bytes > known.num_bytes:
+                yield from self._parts(name, "write", known.num_bytes, state.num_bytes)
+        elif state != known:
+            yield from self._parts(name, "whole", 0, state.num_bytes)
+            yield msg.Change(name, "done", 0, 0), b""
+        self._at_standby[name] = state
+
+    def _parts(self, name: str, kind: msg.Kind, start: int, stop: int) -> Iterator[tuple[msg.Change, bytes]]:
+        with (self._folder / name).open("rb") as file:
+            for at in range(start, max(stop, start + 1), PIECE_BYTES):
+                file.seek(at)
+                data = file.read(min(PIECE_BYTES, stop - at))
+                yield msg.Change(name, kind, at, len(data)), data
+
+    def _ask(self, message: msg.Question, body: bytes = b"") -> int:
+        return self._calls.ask(self.standby, _ENCODER.encode(message), *(pieces(body) if body else ()))
+
+    def close(self) -> None:
+        self._calls.close()
+
+
+class _Lost(Exception):
+    """The standby does not have what it was sent: it has been replaced, or has failed to write it."""
+
+
+def _message(changes: Iterator[tuple[msg.Change, bytes]]) -> list[tuple[msg.Change, bytes]]:
+    batch, num_bytes = [], 0
+    for change, data in changes:
+        batch.append((change, data))
+        num_bytes += len(data)
+        if num_bytes >= PIECE_BYTES:
+            break
+    return batch
+
+
+def _checked(head: Any) -> msg.Answer:
+    answer: msg.Answer = _DECODER.decode(head)
+    if isinstance(answer, msg.Refused):
+        if answer.kind == "Fault":
+            raise Fault(answer.reason)
+        raise _Lost(answer.reason)
+    return answer
