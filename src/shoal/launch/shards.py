@@ -17,7 +17,7 @@ from shoal.training.folder import RunFolder
 
 _MOST_FAILURES, _PAUSE_S = 5, 0.2
 _START_S = 300.0
-_SPARE_AFTER_S = 2.0
+_SPARE_AFTER_S = 0.5
 
 
 @dataclass

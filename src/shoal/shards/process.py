@@ -100,4 +100,6 @@ def _beat() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)  # there is nothing to put in order, and an interpreter with compiled loops takes a while to do so
