@@ -12,6 +12,7 @@ import shoal
 from shoal.errors import ConfigError, StoreFault
 from shoal.launch.run import runs_folder
 from shoal.shards.reading import stored_tables
+from shoal.tables.spec import NUM_BUCKETS
 from shoal.testing import FaultPlan
 from shoal.training.folder import RunFolder
 from tests.runs.tabled import GLOBAL_BATCH, NUM_SAMPLES, job
@@ -100,6 +101,33 @@ def test_with_replicas_shards_that_are_lost_with_their_disk_or_frozen_change_no_
     check_counts(stormy)
 
 
+def buckets_of(run: shoal.Run) -> list[int]:
+    """How many each shard had at the end."""
+    last = [event["shards"] for event in run.events if event["kind"] == "tables"][-1]
+    return sorted(shard["buckets"] for shard in last.values())
+
+
+@pytest.mark.parametrize(
+    ("strategy", "number"),
+    [(shoal.Hybrid(shards=2), 3), (shoal.Hybrid(shards=3, durability="replica"), 2),
+     (shoal.ParameterServer(shoal.Async(), shards=2, round_steps=4), 3)],
+    ids=["hybrid, one more", "hybrid with replicas, one less", "async, one more"],
+)  # fmt: skip
+def test_buckets_move_while_a_run_goes_on_and_it_resumes_with_them(strategy, number):
+    calm = run_of(FaultPlan(), "calm", workers=1)
+    plan = FaultPlan().scale_shards(number, at_step=3).kill(at_step=60, rank=1)
+    stormy = run_of(plan, "stormy", strategy=strategy, epochs=None, steps=110, global_batch=GLOBAL_BATCH)
+    assert len(buckets_of(stormy)) == number and sum(buckets_of(stormy)) == NUM_BUCKETS
+    assert buckets_of(stormy)[0] > NUM_BUCKETS // number - 100
+    done = shoal.resume(
+        stormy.name, job=dataclasses.replace(job, strategy=strategy), settings=["epochs=1"], options=QUIET
+    )
+    assert len(buckets_of(done)) == number
+    if isinstance(strategy, shoal.Hybrid):
+        assert tables_of(done, STEPS) == tables_of(calm, STEPS)
+    check_counts(done)
+
+
 @pytest.mark.parametrize(
     "strategy",
     [shoal.Hybrid(shards=2, durability="snapshot"),
@@ -122,11 +150,9 @@ def test_tables_that_are_gone_end_a_run_that_is_resumed():
         file.unlink()
     with pytest.raises(shoal.ShoalError, match="cannot stand at step 60, which is what is stored"):
         shoal.resume(first.name, job=job, settings=["epochs=1"], options=QUIET)
-    with pytest.raises(ConfigError, match=r"are in 2 shards, and strategy\.shards is 3; say 2"):
-        shoal.resume(first.name, job=job, settings=["strategy.shards=3"], options=QUIET)
 
 
-def test_a_run_that_is_resumed_goes_on_from_its_version_with_the_tables_of_that():
+def test_a_run_that_is_resumed_goes_on_from_its_version_with_the_tables_of_that_in_more_shards():
     calm = run_of(FaultPlan(), "calm", workers=1)
     first = run_of(FaultPlan(), "first", workers=2, epochs=None, steps=60)
     assert tables_of(first, 50) != tables_of(first, 60)
@@ -134,8 +160,9 @@ def test_a_run_that_is_resumed_goes_on_from_its_version_with_the_tables_of_that(
         file.write_bytes(b"damaged")
     with pytest.raises(ConfigError, match="add --from-step 50"):
         shoal.resume(first.name, job=job, options=QUIET)
-    done = shoal.resume(first.name, job=job, workers=3, from_step=50, settings=["epochs=1"], options=QUIET)
-    assert done.outcome == "done"
+    settings = ["epochs=1", "strategy.shards=3"]
+    done = shoal.resume(first.name, job=job, workers=3, from_step=50, settings=settings, options=QUIET)
+    assert done.outcome == "done" and len(buckets_of(done)) == 3
     assert tables_of(done, STEPS) == tables_of(calm, STEPS)
 
 

@@ -37,8 +37,7 @@ class Shards:
 
     def _tell(self) -> None:
         for shard in self.running.values():
-            if shard.order.durability == "replica":
-                shard.tell(self.addresses)
+            shard.tell(self.addresses)
 
     def client(self, worker: str = "w0", **how) -> Client:
         client = Client(self.key, self.buckets, self.addresses, worker=worker, **how)

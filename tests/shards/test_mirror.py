@@ -69,7 +69,7 @@ def test_nothing_is_acknowledged_while_the_standby_is_away_and_all_of_it_afterwa
     impatient = cluster.client("w1", manner=Manner(patience_s=0.5))
     pushing = client.send(push_of(1))
     with pytest.raises(Fault, match="did not answer"):
-        impatient.tell("s0", msg.Begin(1, 0))
+        impatient.tell("s0", msg.Begin(1, 1, 0))
     done = threading.Event()
     thread = threading.Thread(target=lambda: (client.settle(pushing), done.set()))
     thread.start()
@@ -104,7 +104,7 @@ def test_a_process_that_has_been_replaced_ends_when_it_hears_of_it(shards, tmp_p
             assert newer.standings()["s0"].figures["restored_bytes"] > 0
             zombie = cluster.client("w1", manner=Manner(patience_s=1.0))
             with pytest.raises(Fault, match=r"s0 at .* did not answer"):
-                zombie.tell("s0", msg.Begin(2, 0))
+                zombie.tell("s0", msg.Begin(1, 2, 0))
             assert cluster.running["s0"].ended() == 1
             assert settled(newer, 1) == {Verdict.NEW}
         finally:

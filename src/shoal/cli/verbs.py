@@ -125,13 +125,19 @@ def _outcome(run: runs.Run) -> str:
 
 @click.command()
 @click.argument("run")
-@click.argument("workers", type=int)
-def scale(run: str, workers: int) -> None:
-    """Go on with this many workers, from the next step on."""
-    if workers < 1:
+@click.argument("workers", type=int, required=False)
+@click.option("--shards", type=int, help="How many table shards. Buckets of rows move while they serve.")
+def scale(run: str, workers: int | None, shards: int | None) -> None:
+    """Go on with this many workers, from the next step on, or with this many table shards."""
+    if workers is None and shards is None:
+        raise ConfigError("say how many workers, or --shards and how many of them")
+    if workers is not None and workers < 1:
         raise ConfigError(f"a run needs at least 1 worker, not {workers}; `shoal stop` ends it")
-    command(runs.find_run(run), msg.Scale(target=workers))
-    click.echo(f"{run}: {workers} workers from the next step on")
+    command(runs.find_run(run), msg.Scale(target=workers, shards=shards))
+    if workers is not None:
+        click.echo(f"{run}: {workers} workers from the next step on")
+    if shards is not None:
+        click.echo(f"{run}: {shards} table shards, once their buckets have moved; `shoal status {run}` shows them")
 
 
 @click.command()

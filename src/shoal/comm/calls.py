@@ -143,6 +143,10 @@ class Calls:
         self._poller.register(socket, zmq.POLLIN)
         self._ask_again(name)
 
+    def knows(self, name: str) -> bool:
+        """Whether it is known where that is."""
+        return name in self._addresses
+
     def part(self, name: str) -> None:
         """Hang up. What is open there stays open."""
         socket, monitor = self._sockets.pop(name), self._monitors.pop(name)

@@ -8,7 +8,7 @@ import msgspec
 
 from shoal.membership import Lanes, Standing, World
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Raised whenever a message changes; both sides must speak the same."""
 
 
@@ -148,9 +148,10 @@ class Exited(Message, frozen=True):
 
 
 class Scale(Message, frozen=True):
-    """Go on with this many workers."""
+    """Go on with this many workers, or table shards, or both."""
 
-    target: int
+    target: int | None = None
+    shards: int | None = None
 
 
 class Stop(Message, frozen=True):
@@ -237,11 +238,13 @@ class WhoAreYou(Message, frozen=True):
 
 
 class Wanted(Message, frozen=True):
-    """What the driver is to see to: how many workers, and which are to be ended."""
+    """What the driver is to see to: how many workers, and which are to be ended; how many table shards, if that is not
+    what it began with."""
 
     target: int
     expelled: list[str]
     stopping: bool
+    shards: int | None = None
 
 
 class Answer(Message, frozen=True):

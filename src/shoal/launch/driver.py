@@ -18,6 +18,8 @@ from shoal.launch.fleet import Fleet
 from shoal.launch.progress import Progress
 from shoal.launch.shards import ShardCrew, num_shards
 from shoal.training.folder import RunFolder
+from shoal.training.generations import Generations
+from shoal.versions.store import Store
 
 _TICK_S = 0.02
 _ASK_S = 0.25
@@ -137,7 +139,11 @@ class Driver:
         self._coordinator = CoordinatorProcess(folder, host, int(port))
         key = JobKey.read(folder.key_path)
         self._link: Link[Any] = Link(self._coordinator.address, key, "driver", msg.ToDriver)  # type: ignore[arg-type]
-        self._shards = ShardCrew(folder, record, fleet.places()) if num_shards(record) else None
+        self._shards = self._crew_of_shards(record) if num_shards(record) else None
+
+    def _crew_of_shards(self, record: dict[str, Any]) -> ShardCrew:
+        since = Generations(Store(record["store"])).newest_stored().step
+        return ShardCrew(self._folder, record, self._fleet.places(), since)
 
     def run(self) -> tuple[msg.Ended, int | None]:
         """The outcome, and the exit code of who stopped it, if someone did."""
@@ -199,8 +205,8 @@ class Driver:
 
     def _look_after(self, shards: ShardCrew) -> None:
         try:
-            for gone in shards.look():
-                self._progress.say(f"shard {gone.name} {gone.reason}; another takes its place")
+            for line in shards.look():
+                self._progress.say(line)
         except ShoalError as error:
             self._ended = msg.Ended(outcome="failed", reason=str(error), kind="Fault")
         if not self._has_told_shards and self._addresses is not None:
@@ -210,6 +216,8 @@ class Driver:
         match message:
             case msg.Wanted():
                 self._target, self._stopping = message.target, self._stopping or message.stopping
+                if self._shards is not None and message.shards is not None:
+                    self._shards.want(message.shards)
                 for name in set(message.expelled) & set(self._crew.started_at_s) - self._crew.doomed:
                     self._crew.doomed.add(name)
                     self._fleet.kill(name)
@@ -247,6 +255,8 @@ class Driver:
         events, self._offset = read_events(self._folder.events_path, self._offset)
         for event in events:
             self._progress.event(event)
+            if self._shards is not None and event["kind"] == "stored":
+                self._shards.stored(event["step"])
 
     def _wait_for_workers(self) -> None:
         """The leader may still be writing its last version. Who had not joined yet will not hear of the end."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,7 +108,7 @@ class Client:
         """Have a generation begin on all shards. ``Fault`` if it is over, ``Behind`` if one cannot stand at ``base``.
         What was asked before is of no more use."""
         self._calls.forget_all()
-        for shard, answer in self._ask_all(msg.Begin(generation, base)).items():
+        for shard, answer in self._ask_all_of_map(lambda epoch: msg.Begin(epoch, generation, base)).items():
             verdict = Verdict(_as(answer, msg.Taken).verdict)
             if verdict is Verdict.ZOMBIE:
                 raise Fault(f"generation {generation} is over: shard {shard} is beyond it", generation=generation)
@@ -116,7 +117,7 @@ class Client:
 
     def mark(self, step: int, keep: Collection[int] = ()) -> None:
         """Have every shard remember how it stands at ``step``, and at those of ``keep``."""
-        self._ask_all(msg.Mark(step, sorted(keep)))
+        self._ask_all_of_map(lambda epoch: msg.Mark(epoch, step, sorted(keep)))
 
     def standings(self) -> dict[str, msg.Standing]:
         """How each shard stands."""
@@ -241,6 +242,13 @@ class Client:
             shard: self._checked(self._wait(ticket)[0], tickets.values()) for shard, ticket in tickets.items()
         }  # fmt: skip
 
+    def _ask_all_of_map(self, question: Callable[[int], msg.Question]) -> dict[str, msg.Answer]:
+        """Ask all shards that have buckets, in one map of them."""
+        for _ in range(_MOST_MAPS):
+            with suppress(NotThisMap):
+                return self._ask_all(question(self.buckets.epoch))
+        raise Bug("the map of buckets changes faster than it can be followed")
+
     def _wait(self, ticket: int) -> Sequence[memoryview]:
         return self._calls.wait(ticket, self._manner.patience_s, self.check)
 
@@ -256,8 +264,10 @@ class Client:
         return answer
 
     def _follow(self, told: msg.Map) -> None:
-        """A newer map is taken; who tells of an older one is about to hear of ours."""
-        if told.epoch <= self.buckets.epoch:
+        """A newer map is taken, once it is known where its shards are; who tells of an older one is about to hear of
+        ours."""
+        unknown = {name for name in told.shards if not self._calls.knows(name)} - told.addresses.keys()
+        if told.epoch <= self.buckets.epoch or unknown:
             time.sleep(_BREATH_S)
             return
         self.buckets = map_of(told)

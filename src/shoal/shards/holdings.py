@@ -3,6 +3,7 @@ one of their own, for their book is that of the shard that they come from."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.errors import ConfigError
+from shoal.shards import messages as msg
 from shoal.tables import TableSpec
 from shoal.tables.batches import by_owner
 from shoal.tables.book import Verdict
@@ -32,6 +34,19 @@ class Entry(msgspec.Struct, frozen=True):
     buckets: bytes
 
 
+class Held(msgspec.Struct, frozen=True):
+    """What was held when a step was marked, and the map of buckets of then."""
+
+    map: msg.Map
+    entries: list[Entry]
+
+
+def held_at(folder: Path) -> dict[int, Held]:
+    """By step, of a shard's folder."""
+    path = folder / "held"
+    return msgspec.msgpack.decode(path.read_bytes(), type=dict[int, Held]) if path.exists() else {}
+
+
 @dataclass
 class Holding:
     """Some buckets (4096,) and their journal."""
@@ -48,12 +63,19 @@ class Holdings:
         self._folder = folder
         self._specs = specs
         self._keeping = keeping
-        entries = self._entries() or [Entry(".", np.packbits(mine).tobytes())]
-        self.all = [
-            Holding(entry.folder, unpacked(entry.buckets), Journal(folder / entry.folder, specs, keeping))
-            for entry in entries
-        ]
+        self.marked = held_at(folder)
+        self._past: set[str] = set()
+        self.all = self._opened(self._entries() or [Entry(".", np.packbits(mine).tobytes())])
         self._deal()
+
+    def _opened(self, entries: Sequence[Entry]) -> list[Holding]:
+        return [
+            Holding(e.folder, unpacked(e.buckets), Journal(self._folder / e.folder, self._specs, self._keeping))
+            for e in entries
+        ]
+
+    def _present(self) -> list[Entry]:
+        return [Entry(holding.folder, np.packbits(holding.buckets).tobytes()) for holding in self.all]
 
     def _entries(self) -> list[Entry]:
         path = self._folder / "holdings.json"
@@ -128,9 +150,37 @@ class Holdings:
 
     # What is kept
 
-    def mark(self, step: int, keep: Collection[int]) -> None:
+    def mark(self, step: int, keep: Collection[int], told: msg.Map) -> None:
+        """Remember how it stands, and what of; see ``Journal.mark``."""
         for holding in self.all:
             holding.journal.mark(step, keep)
+        newest = max(keep, default=-1)
+        kept = {known: held for known, held in self.marked.items() if known in keep or known > newest}
+        self.marked = kept | {step: Held(told, self._present())}
+        write_whole(self._folder / "held", msgspec.msgpack.encode(self.marked))
+        self._clear_up()
+
+    def _clear_up(self) -> None:
+        """Delete journals that are held no more, and were not when anything was marked that may be returned to."""
+        wanted = {entry.folder for held in self.marked.values() for entry in held.entries}
+        for folder in self._past - wanted - {"."}:
+            shutil.rmtree(self._folder / folder, ignore_errors=True)
+            self._past.discard(folder)
+
+    def return_to(self, step: int) -> None:
+        """Hold what was held when a step was marked, as it was; nothing, if that is not known."""
+        for holding in self.all:
+            holding.journal.close()
+            self._past.add(holding.folder)
+        held = self.marked.get(step)
+        self.all = self._opened(held.entries if held is not None else [])
+        for holding in self.all:
+            holding.journal.return_to(step)
+            self._past.discard(holding.folder)
+        self.all = self.all or self._opened([Entry(".", bytes(NUM_BUCKETS // 8))])
+        self.marked = {known: held for known, held in self.marked.items() if known <= step}
+        write_whole(self._folder / "held", msgspec.msgpack.encode(self.marked))
+        self.write()
 
     def close(self) -> None:
         for holding in self.all:
@@ -160,6 +210,7 @@ class Holdings:
         self.write()
         for holding in empty:  # its book is of nothing that is pushed here
             holding.journal.close()
+            self._past.add(holding.folder)
 
     def reopen(self, folder: str) -> Journal:
         """The journal of buckets that were coming when this process was started in another's place. ``ConfigError`` if
@@ -177,5 +228,4 @@ class Holdings:
     def write(self) -> None:
         """Have the folder say what is held."""
         self._deal()
-        entries = [Entry(holding.folder, np.packbits(holding.buckets).tobytes()) for holding in self.all]
-        write_whole(self._folder / "holdings.json", msgspec.json.encode(entries))
+        write_whole(self._folder / "holdings.json", msgspec.json.encode(self._present()))

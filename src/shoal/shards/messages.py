@@ -65,6 +65,7 @@ class Push(_Message, frozen=True):
 class Begin(_Message, frozen=True):
     """A generation begins, from step ``base`` on."""
 
+    epoch: int
     generation: int
     base: int
 
@@ -78,6 +79,7 @@ class Open(_Message, frozen=True):
 class Mark(_Message, frozen=True):
     """Remember how it stands at this step, and at those of ``keep``: a generation may begin there."""
 
+    epoch: int
     step: int
     keep: list[int]
 
@@ -127,6 +129,13 @@ class Use(_Message, frozen=True):
     map: Map
 
 
+class Return(_Message, frozen=True):
+    """Buckets have moved since ``step`` was marked: hold those of then, as they were. The map is that from now on."""
+
+    step: int
+    map: Map
+
+
 class Look(_Message, frozen=True):
     """What do you keep of a shard's folder? With a ``term``: from now on for whom that is."""
 
@@ -155,7 +164,7 @@ class Ask(_Message, frozen=True):
 
 
 Keep = Look | Copy | Fetch
-Question = Pull | Push | Begin | Open | Mark | HandOver | LetGo | TakeIn | TakeOver | Forget | Use | Keep | Ask
+Question = Pull | Push | Begin | Open | Mark | HandOver | LetGo | TakeIn | TakeOver | Forget | Use | Return | Keep | Ask
 
 
 # Answers
@@ -199,7 +208,8 @@ class Handed(_Message, frozen=True):
 
 class Standing(_Message, frozen=True):
     """How a shard stands. Of each of its journals ``books``: how many steps of each lane have come, and ``buckets``:
-    which it has (4096 bits)."""
+    which it has (4096 bits). ``maps``: which map was marked with which step; ``loads``: how much was asked lately of
+    each bucket (4096 float32)."""
 
     shard: str
     step: int
@@ -207,6 +217,10 @@ class Standing(_Message, frozen=True):
     books: list[dict[int, int]]
     buckets: list[bytes]
     figures: dict[str, Any]
+    map: Map
+    specs: list[dict[str, Any]]
+    maps: dict[int, Map]
+    loads: bytes
 
 
 class Listing(_Message, frozen=True):

@@ -8,11 +8,13 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
-from shoal.errors import ConfigError
+from shoal.errors import ConfigError, StoreFault
 from shoal.shards import messages as msg
-from shoal.shards.client import Client, told_of
+from shoal.shards.client import Client, map_of, told_of
+from shoal.tables import TableSpec
 from shoal.tables.buckets import BucketMap
 from shoal.tables.spec import NUM_BUCKETS
 from shoal.tables.stored import unpacked
@@ -69,13 +71,58 @@ def move(client: Client, buckets: Sequence[int], source: str, to: str, addresses
     return Move(source, to, len(buckets), num_bytes + len(body), pause_s)
 
 
-def rebalance(client: Client, shards: Sequence[str], addresses: Mapping[str, str]) -> list[Move]:
-    """Have these shards alone hold all buckets, as many each. Those that are new hold none yet; who leaves may end
-    afterwards."""
+def survey(client: Client, shards: Sequence[str]) -> dict[str, msg.Standing]:
+    """Have a client that knows only where shards are know their newest map, and their tables: how each of them stands.
+    Without tables yet, nobody has opened them."""
+    found = {}
+    for name in shards:
+        standing, _ = client.tell(name, msg.Ask())
+        assert isinstance(standing, msg.Standing)
+        found[name] = standing
+    client.buckets = map_of(max((standing.map for standing in found.values()), key=lambda told: told.epoch))
+    specs = next((standing.specs for standing in found.values() if standing.specs), [])
+    if specs:
+        client.open([TableSpec.read(record) for record in specs])
+    return found
+
+
+def settle(client: Client, shards: Sequence[str], step: int, addresses: Mapping[str, str]) -> bool:
+    """Have shards that are started again hold the buckets of step ``step``, if some have moved since, or were moving:
+    whether they had. ``StoreFault`` if these do not make up all."""
+    standings = survey(client, shards)
+    marked = {name: standing.maps.get(step) for name, standing in standings.items()}
+    told = next((one for one in marked.values() if one is not None), None)
+    if told is None or all(standing.map.epoch == told.epoch for standing in standings.values()):
+        return False
+    missing = [name for name in told.shards if marked.get(name) is None]
+    if missing:
+        raise StoreFault(f"buckets have moved since step {step}, and {', '.join(missing)} does not have them any more")
+    epoch = 1 + max(standing.map.epoch for standing in standings.values())
+    then = msgspec.structs.replace(told, epoch=epoch, addresses=dict(addresses))
+    for name in shards:
+        client.tell(name, msg.Return(step, then))
+    client.buckets = map_of(then)
+    return True
+
+
+def loads_of(standings: Mapping[str, msg.Standing]) -> dict[int, float]:
+    """How much was asked lately of each bucket."""
+    total = np.zeros(NUM_BUCKETS)
+    for standing in standings.values():
+        if standing.loads:
+            total += np.frombuffer(standing.loads, np.float32)
+    return dict(enumerate(total.tolist()))
+
+
+def rebalance(
+    client: Client, shards: Sequence[str], addresses: Mapping[str, str], loads: Mapping[int, float] | None = None
+) -> list[Move]:
+    """Have these shards alone hold all buckets, as many each, or as much of what is asked as ``loads`` has of each.
+    Those that are new hold none yet; who leaves may end afterwards."""
     for name in set(shards) - set(client.buckets.shards):
         client.introduce(name, addresses[name])
     moves = []
-    for source, targets in client.buckets.moves_for(shards).items():
+    for source, targets in client.buckets.moves_for(shards, loads).items():
         for to, buckets in targets.items():
             for own in _by_journal(client, source, buckets):
                 moves.append(move(client, own, source, to, addresses))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,37 +11,52 @@ from torch import nn
 
 from shoal.errors import StoreFault
 from shoal.shards.embedding import embeddings_of
+from shoal.shards.holdings import held_at
 from shoal.tables.batches import by_owner
-from shoal.tables.buckets import BucketMap
-from shoal.tables.stored import tables_at
+from shoal.tables.spec import NUM_BUCKETS
+from shoal.tables.stored import tables_at, unpacked
 from shoal.tables.table import Table
 
 
 class StoredTables:
-    """The tables of some shards' folders as of a version, put together by the map of buckets."""
+    """The tables of some shards' folders as of a version, put together by what each held then. ``StoreFault`` if that
+    is not all."""
 
     def __init__(self, folders: Sequence[Path], step: int) -> None:
-        self._buckets = BucketMap.even([folder.name for folder in folders])
-        self._shards: list[Mapping[str, Table]] = [tables_at(folder, step) for folder in folders]
+        self._parts: list[dict[str, Table]] = []
+        self._owners = np.full(NUM_BUCKETS, -1, np.int32)
+        for folder in folders:
+            held = held_at(folder).get(step)
+            for entry in held.entries if held is not None else ():
+                own = unpacked(entry.buckets) & (self._owners < 0)
+                if not own.any():
+                    continue
+                tables = tables_at(folder / entry.folder, step)
+                for table in tables.values():
+                    table.drop(~own)
+                self._owners[own] = len(self._parts)
+                self._parts.append(tables)
+        missing = int((self._owners < 0).sum())
+        if missing:
+            where = ", ".join(str(folder) for folder in folders)
+            raise StoreFault(f"{where} does not hold the tables of step {step}: {missing} of their buckets are missing")
 
     def pull(self, table: str, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """(n,) ids -> (n, dim) float32."""
-        order, starts = by_owner(ids, self._buckets.owners, len(self._shards))
-        out = np.empty((len(ids), self._shards[0][table].spec.dim), np.float32)
-        for number, shard in enumerate(self._shards):
+        order, starts = by_owner(ids, self._owners, len(self._parts))
+        out = np.empty((len(ids), self._parts[0][table].spec.dim), np.float32)
+        for number, part in enumerate(self._parts):
             own = order[starts[number] : starts[number + 1]]
-            out[own] = shard[table].pull(ids[own])
+            out[own] = part[table].pull(ids[own])
         return out
 
     def tables(self, name: str) -> list[Table]:
-        """The parts of a table, one a shard."""
-        return [shard[name] for shard in self._shards]
+        """The parts of a table, one a journal."""
+        return [part[name] for part in self._parts]
 
 
 def stored_tables(run: Path, step: int) -> StoredTables:
     """Those of a run's folder. ``StoreFault`` if it has none, or none of that version."""
-    if any(path.exists() for path in (run / "shards").glob("s*/holdings.json")):
-        raise StoreFault(f"buckets of {run} have moved between its shards, and versions do not tell where they were")
     folders = sorted((run / "shards").glob("s*"), key=lambda folder: int(folder.name[1:]))
     if not folders:
         raise StoreFault(f"{run} has no table shards; are they on other hosts? copy its folder shards from there")

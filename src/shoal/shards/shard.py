@@ -20,6 +20,7 @@ from shoal.shards import messages as msg
 from shoal.shards.client import map_of, told_of
 from shoal.shards.copies import Copies
 from shoal.shards.holdings import Holdings
+from shoal.shards.loads import Loads
 from shoal.shards.mirror import Mirror
 from shoal.shards.order import Peers
 from shoal.tables import TableSpec
@@ -98,6 +99,7 @@ class Shard:
         self._waiting: list[tuple[Question, msg.Pull]] = []
         self._stopped = self._is_open = False
         self._pulls, self._pushes = _Times(), _Times()
+        self._loads = Loads()
         self._staleness: dict[int, int] = {}
         self._num_zombies = self._num_again = 0
         if self._mirror is None:
@@ -106,8 +108,8 @@ class Shard:
     def _go_on(self) -> None:
         """Where its folder says."""
         path = self._folder / "map"
-        if path.exists():
-            self._use(msgspec.msgpack.decode(path.read_bytes(), type=msg.Map))
+        if path.exists():  # where the others were then is of no use
+            self._buckets = map_of(msgspec.msgpack.decode(path.read_bytes(), type=msg.Map))
         contents = JournalFolder(self._folder).contents()
         if contents is not None:
             self._open([TableSpec.read(record) for record in contents.specs])
@@ -122,7 +124,7 @@ class Shard:
         self._stopped = True
 
     def meet(self, peers: Peers) -> None:
-        """Where its standby is from now on; from any thread."""
+        """Where the others are from now on, its standby among them; from any thread."""
         self._told.append(peers)
 
     def serve(self) -> None:
@@ -132,16 +134,22 @@ class Shard:
                 question = self._answerer.receive(_TICK_S, self._mirror.sockets if self._mirror else ())
                 if question is not None:
                     self._handle(question)
+                self._hear()
                 if self._mirror is not None:
                     self._see_to(self._mirror)
         finally:
             self.close()
 
-    def _see_to(self, mirror: Mirror) -> None:
-        """The standby's answers: what they let out, and what they let begin."""
+    def _hear(self) -> None:
+        """Where the others are."""
         while self._told:
             peers = self._told.popleft()
-            mirror.meet(peers.standby, peers.addresses[peers.standby])
+            self._addresses |= peers.addresses
+            if self._mirror is not None:
+                self._mirror.meet(peers.standby, peers.addresses[peers.standby])
+
+    def _see_to(self, mirror: Mirror) -> None:
+        """The standby's answers: what they let out, and what they let begin."""
         mirror.turn()
         if mirror.is_begun and not self._is_open:
             self._go_on()
@@ -193,6 +201,8 @@ class Shard:
             case msg.Push():
                 if not self._is_of_another_map(question, asked.epoch):
                     self._push(question, asked)
+            case msg.Begin() if self._is_of_another_map(question, asked.epoch):
+                pass
             case msg.Begin():
                 verdict = self._tables.begin(Begin(asked.generation, asked.base))
                 self._promise(question, msg.Taken(verdict.value))
@@ -200,8 +210,10 @@ class Shard:
             case msg.Open():
                 self._open([TableSpec.read(record) for record in asked.specs])
                 self._promise(question, msg.Done())
+            case msg.Mark() if self._is_of_another_map(question, asked.epoch):
+                pass
             case msg.Mark():
-                self._tables.mark(asked.step, asked.keep)
+                self._tables.mark(asked.step, asked.keep, told_of(self._buckets, self._addresses))
                 self._promise(question, msg.Done())
             case msg.Ask():
                 self._answer(question, self._standing())
@@ -241,6 +253,13 @@ class Shard:
                 for holding in self._tables.all:
                     holding.journal.drop(unpacked(asked.buckets) & ~holding.buckets)
                 (self._folder / f"gone-{asked.move}").unlink(missing_ok=True)
+                self._promise(question, msg.Done())
+            case msg.Return():
+                if asked.map.epoch > self._buckets.epoch:
+                    for path in self._folder.glob("gone-*"):
+                        path.unlink()
+                    self._tables.return_to(asked.step)
+                    self._use(asked.map)
                 self._promise(question, msg.Done())
             case msg.Use():
                 self._use(asked.map)
@@ -295,13 +314,14 @@ class Shard:
         """The map from now on, also for who is started in this one's place."""
         if told.epoch > self._buckets.epoch:
             write_whole(self._folder / "map", msgspec.msgpack.encode(told))
-            self._buckets, self._addresses = map_of(told), told.addresses
+            self._buckets, self._addresses = map_of(told), self._addresses | told.addresses
 
     def _pull(self, question: Question, asked: msg.Pull) -> None:
         begun_s = time.perf_counter()
         ids = np.frombuffer(joined(question.frames[1:]), np.int64)
         staleness = max(0, asked.step - self._tables.step) if asked.step != NOW else 0
         self._check_promise(asked.step, staleness)
+        self._loads.note(ids)
         rows = self._tables.pull(asked.table, ids, asked.step)
         body = halved(rows) if asked.half else rows
         head = msg.Rows(rows.shape[1], asked.half, staleness)
@@ -376,8 +396,9 @@ class Shard:
 
     def _standing(self) -> msg.Standing:
         figures: dict[str, Any] = {"pid": os.getpid(), "waiting": len(self._waiting)}
+        told, loads = told_of(self._buckets, self._addresses), self._loads.counts.astype(np.float32)
         if self._holdings is None:
-            return msg.Standing(self.name, 0, 0, [], [], figures)
+            return msg.Standing(self.name, 0, 0, [], [], figures, told, [], {}, b"")
         held = self._holdings
         for name in held.specs:
             stats = [holding.journal.tables[name].stats for holding in held.all]
@@ -398,7 +419,12 @@ class Shard:
         if held.main.torn is not None:
             figures["torn"] = {"bytes": held.main.torn.num_bytes, "reason": held.main.torn.reason}
         buckets = [np.packbits(holding.buckets).tobytes() for holding in held.all]
-        return msg.Standing(self.name, held.step, held.main.applier.generation, held.books(), buckets, figures)
+        figures["hot_buckets"] = self._loads.hottest()
+        return msg.Standing(
+            self.name, held.step, held.main.applier.generation, held.books(), buckets, figures, told,
+            [spec.record() for spec in held.specs.values()], {step: one.map for step, one in held.marked.items()},
+            loads.tobytes(),
+        )  # fmt: skip
 
     def _answer(self, question: Question, head: msg.Answer, *frames: Frame) -> None:
         self._answerer.answer(question, _ENCODER.encode(head), *frames)

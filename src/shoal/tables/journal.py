@@ -109,7 +109,7 @@ class Journal:
         stand at its base. ``StoreFault`` if the log takes no more."""
         verdict = self.applier.may_begin(begin)
         if verdict is Verdict.AMISS and (begin.base in self._marks or begin.base == 0):
-            self._return(begin.base)
+            self.return_to(begin.base)
             verdict = self.applier.may_begin(begin)
         if verdict is Verdict.NEW:
             self._keep(begin)
@@ -203,8 +203,10 @@ class Journal:
         may_return = begin.base in self._marks or begin.base == 0
         return Verdict.NEW if verdict is Verdict.AMISS and may_return else verdict
 
-    def _return(self, step: int) -> None:
-        """Stand at a mark, or where nothing has been pushed yet."""
+    def return_to(self, step: int) -> None:
+        """Stand at a mark, or where nothing has been pushed yet. ``StoreFault`` if there is no such mark."""
+        if step and step not in self._marks:
+            raise StoreFault(f"{self._folder.path} does not hold the tables of step {step}")
         number, until = self._marks.get(step, (0, 0))
         for table in self.tables.values():
             table.clear()

@@ -21,7 +21,7 @@ from shoal.training.folder import RunFolder
 
 Kind = Literal[
     "kill", "freeze", "leave", "kill_coordinator", "freeze_coordinator", "kill_healing", "scale", "kill_shard",
-    "freeze_shard", "lose_shard",
+    "freeze_shard", "lose_shard", "scale_shards",
 ]  # fmt: skip
 
 _POLL_S = 0.002
@@ -30,14 +30,15 @@ _POLL_S = 0.002
 @dataclass(frozen=True)
 class Fault:
     """``kill`` and ``freeze`` (SIGKILL, SIGSTOP) a member by its rank; ``leave``: SIGTERM to it; ``kill_healing``: the
-    first worker that is catching up, as soon as there is one; ``scale`` to ``workers``; ``kill_shard`` and
-    ``freeze_shard``: the table shard of number ``rank``; ``lose_shard``: it and its folder. Due once step ``at_step``
-    is committed."""
+    first worker that is catching up, as soon as there is one; ``scale`` to ``workers``, ``scale_shards`` to ``shards``;
+    ``kill_shard`` and ``freeze_shard``: the table shard of number ``rank``; ``lose_shard``: it and its folder. Due once
+    step ``at_step`` is committed."""
 
     kind: Kind
     at_step: int
     rank: int = 0
     workers: int = 0
+    shards: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,9 @@ class FaultPlan:
 
     def lose_shard(self, *, at_step: int, number: int = 0) -> FaultPlan:
         return self.add(Fault("lose_shard", at_step, number))
+
+    def scale_shards(self, shards: int, *, at_step: int) -> FaultPlan:
+        return self.add(Fault("scale_shards", at_step, shards=shards))
 
     def scale(self, workers: int, *, at_step: int) -> FaultPlan:
         return self.add(Fault("scale", at_step, workers=workers))
@@ -160,12 +164,12 @@ class _Hand:
 
     def _strike(self, fault: Fault, view: _View) -> str | None:
         """Carry one fault out; None if it cannot be yet."""
-        if fault.kind == "scale":
+        if fault.kind in ("scale", "scale_shards"):
             try:
-                command(self._folder, msg.Scale(target=fault.workers))
+                command(self._folder, msg.Scale(target=fault.workers or None, shards=fault.shards or None))
             except ShoalError:
                 return None
-            return f"{fault.workers} workers"
+            return f"{fault.shards} shards" if fault.shards else f"{fault.workers} workers"
         if fault.kind in ("kill_coordinator", "freeze_coordinator"):
             frozen = fault.kind == "freeze_coordinator"
             os.kill(self._folder.read_control().pid, signal.SIGSTOP if frozen else signal.SIGKILL)

@@ -13,9 +13,11 @@ from shoal import membership as m
 from shoal.clock import Clock
 from shoal.comm import messages as msg
 from shoal.comm.link import Inbound, Listener
+from shoal.errors import ConfigError
 from shoal.events import Event, EventLog
 from shoal.membership.balance import Hysteresis
 from shoal.membership.detector import Detector
+from shoal.tables.consistency import check_shards
 from shoal.training.generations import Generations
 from shoal.training.timing import Timing, exchange_of
 
@@ -50,7 +52,8 @@ class Coordinator:
         self._drivers: set[str] = set()
         self._shards: dict[str, str] = {}
         self._tables: dict[str, dict[str, Any]] = {}
-        self._num_shards = int((record["job"].get("strategy") or {}).get("shards", 0))
+        self._strategy: dict[str, Any] = record["job"].get("strategy") or {}
+        self._wanted_shards: int | None = None
         self._expelled: set[str] = set()
         self._dismissed: dict[str, msg.Dismissed] = {}
         self._deadline: tuple[float, str, int] | None = None
@@ -114,7 +117,7 @@ class Coordinator:
         if worker in self._dismissed:
             self._listener.send(worker, self._dismissed[worker])
             return
-        if len(self._shards) < self._num_shards:
+        if self._strategy.get("shards") and not self._shards:
             return  # it will say so again
         refusal = self._refusal(message.identity)
         if refusal:
@@ -198,19 +201,38 @@ class Coordinator:
             case msg.Exited():
                 self._lose(message.worker, message.reason)
             case msg.Scale():
-                rules = self._state.rules
-                ok = rules.min_workers <= message.target <= rules.max_workers
-                reason = "" if ok else f"this run takes {rules.min_workers} to {rules.max_workers} workers"
-                if ok:
-                    self.note("scaled", target=message.target)
-                    self._apply(m.Scaled(message.target))
-                    self._tell_drivers()
-                self._listener.send(peer, msg.Answer(ok=ok, reason=reason))
+                reason = self._why_not(message)
+                if not reason:
+                    self._scale(message)
+                self._listener.send(peer, msg.Answer(ok=not reason, reason=reason))
             case msg.Stop():
                 self._stop(message.reason)
                 self._listener.send(peer, msg.Answer(ok=True))
             case msg.Ask():
                 self._listener.send(peer, msg.Answer(ok=True, status=self.status(), record=self._record))
+
+    def _why_not(self, asked: msg.Scale) -> str:
+        """What speaks against a number of workers or shards, or nothing."""
+        rules = self._state.rules
+        if asked.target is not None and not rules.min_workers <= asked.target <= rules.max_workers:
+            return f"this run takes {rules.min_workers} to {rules.max_workers} workers"
+        if asked.shards is not None:
+            if not self._strategy.get("shards"):
+                return "this run has no table shards: its strategy is neither Hybrid nor ParameterServer"
+            try:
+                check_shards(asked.shards, self._strategy["durability"])
+            except ConfigError as error:
+                return str(error)
+        return ""
+
+    def _scale(self, asked: msg.Scale) -> None:
+        if asked.shards is not None:
+            self.note("scaled", shards=asked.shards)
+            self._wanted_shards = asked.shards
+        if asked.target is not None:
+            self.note("scaled", target=asked.target)
+            self._apply(m.Scaled(asked.target))
+        self._tell_drivers()
 
     def _learn_of_shards(self, shards: dict[str, str]) -> None:
         """One that is found elsewhere now is told of with the next generation, so that one has to begin."""
@@ -353,7 +375,10 @@ class Coordinator:
 
     def _tell_drivers(self) -> None:
         wanted = msg.Wanted(
-            target=self._state.target, expelled=sorted(self._expelled), stopping=self._stop_by_s is not None
+            target=self._state.target,
+            expelled=sorted(self._expelled),
+            stopping=self._stop_by_s is not None,
+            shards=self._wanted_shards,
         )
         self._send(tuple(self._drivers), wanted)
 

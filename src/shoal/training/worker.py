@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -158,7 +159,7 @@ class Worker:
             from shoal.shards.session import TableSession
 
             replica, own = self._kit.replica, self._kit.assignment
-            buckets = BucketMap.even(sorted(shards, key=lambda name: int(name[1:])))
+            buckets = replace(BucketMap.even(list(shards)), epoch=0)  # the shards know which is the one of now
             manner = Manner(
                 patience_s=self._kit.job.patience.stuck_s, half=strategy.half, waits=not isinstance(strategy, Hybrid)
             )
