@@ -5,13 +5,17 @@ python -m benchmarks.sparse [--quick]
 Rows are of 16 float32 with Adagrad, ids from a Zipf distribution over a million; a batch is drawn ahead, and counts the
 distinct ids of as many draws as that takes. Encrypted, which is the default, and in the clear; every push is in the
 shard's log before it is acknowledged. A single call waits for its answer; with several in flight the next ones are on
-their way meanwhile.
+their way meanwhile. The full run has TensorFlow's ParameterServerStrategy pull and push as many rows, in the clear and
+without a log: ``vs_tf_ps_SIZE`` is its time for a pull and a push, scheduled as its guide has it, over ours, encrypted
+and with several in flight; ``vs_tf_ps`` is their geometric mean, and ``fused`` where it does many in one function.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,7 +27,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.accuracy_traces import table as text_table
-from benchmarks.machine import finish, median_and_spread
+from benchmarks.machine import REPOSITORY, finish, median_and_spread
+from benchmarks.peers.envs import python_of
 from shoal.comm.keys import JobKey
 from shoal.shards.child import ShardProcess
 from shoal.shards.client import Client
@@ -126,6 +131,23 @@ def in_flight(shard: Shard, batches: list[Batch], turns: int) -> tuple[float, fl
     return (between_s - begun_s) / (turns + IN_FLIGHT), (ended_s - between_s) / turns
 
 
+def against_tensorflow(figures: dict[str, Any]) -> dict[str, Any]:
+    """How many times as long a pull and a push take it."""
+    with tempfile.TemporaryDirectory() as name:
+        words = [str(python_of("tensorflow")), "-m", "benchmarks.peers.with_tensorflow_ps", "all", name]
+        said = subprocess.run(words, check=True, capture_output=True, text=True, cwd=REPOSITORY, timeout=600).stdout
+    theirs = json.loads(said.strip().splitlines()[-1])
+    found: dict[str, Any] = {f"tf_ps_{name}": round(value, 2) for name, value in theirs.items()}
+    for how, name in (("turn", "vs_tf_ps_fused"), ("scheduled", "vs_tf_ps")):
+        ratios = []
+        for size in BATCHES:
+            rates = [figures[f"encrypted_{kind}_rows_per_s_{size}"] for kind in ("pull", "push")]
+            ratios.append(theirs[f"{how}_{size}_ms"] / (1e3 * sum(size / rate for rate in rates)))
+            found[f"{name}_{size}"] = round(ratios[-1], 2)
+        found[name] = round(statistics.geometric_mean(ratios), 2)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sparse", description=__doc__)
     parser.add_argument("--quick", action="store_true")
@@ -156,6 +178,8 @@ def main() -> None:
         "push_rows_per_s": figures["encrypted_push_rows_per_s_100000"],
         "pull_500_ms": figures["encrypted_pull_500_ms"],
     }
+    if not options.quick:
+        figures |= against_tensorflow(figures)
     head = ("", "pull ms", "M rows/s", "in flight", "push ms", "M rows/s", "in flight")
     print(text_table(rows, head))
     finish("sparse", figures, {"quick": options.quick, "dim": DIM, "ids": NUM_IDS, "spread": spread})

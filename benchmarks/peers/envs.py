@@ -13,7 +13,7 @@ ENVS = REPOSITORY / "benchmarks" / ".envs"
 
 
 def pins(peer: str) -> dict[str, str]:
-    """Distribution to exact version, from ``NAME.txt``; torch comes first."""
+    """Distribution to exact version, from ``NAME.txt``; torch comes first, if the peer uses it."""
     lines = _pins_file(peer).read_text().split()
     return dict(line.split("==") for line in lines)
 
@@ -28,7 +28,8 @@ def python_of(peer: str) -> Path:
     print(f"installing {peer} into {home}", file=sys.stderr, flush=True)
     venv.create(home, clear=True, with_pip=True)
     # Torch by itself first, so that no peer decides which build of it is installed.
-    for what in ([f"torch=={pins(peer)['torch']}"], ["-r", str(wanted)]):
+    first = [[f"torch=={version}"] for name, version in pins(peer).items() if name == "torch"]
+    for what in (*first, ["-r", str(wanted)]):
         command = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet", *what]
         subprocess.run(command, check=True, stdout=sys.stderr)
     marker.write_text(wanted.read_text())

@@ -37,7 +37,7 @@ class Shards:
 
     def _tell(self) -> None:
         for shard in self.running.values():
-            shard.tell(self.addresses)
+            shard.tell({name: other.address for name, other in self.running.items()})
 
     def client(self, worker: str = "w0", **how) -> Client:
         client = Client(self.key, self.buckets, self.addresses, worker=worker, **how)
