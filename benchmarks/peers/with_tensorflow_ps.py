@@ -5,8 +5,8 @@ python -m benchmarks.peers.with_tensorflow_ps ROLE FOLDER [CLUSTER]
 
 A turn gathers the rows of distinct ids of a variable on the server, and applies as many gradients there with Adagrad by
 the op that its optimizers use. ``turn`` and ``gather``: the worker does many in one function, so that what the chief
-needs to schedule it counts little; ``scheduled``: each turn is a closure that the chief schedules, which is how its guide
-has it. ROLE ``all`` starts the rest and prints, as JSON, milliseconds of each by the size of a batch.
+needs to schedule it counts little; ``scheduled``: each turn is a closure that the chief schedules, as its guide has it.
+ROLE ``all`` starts the rest and prints, as JSON, milliseconds of each by the size of a batch.
 """
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ from shoal.comm.link import listening
 from shoal.errors import ConfigError, LinkFault
 
 Frame = bytes | memoryview
+Door = zmq.Socket[bytes]
+"""Where something comes."""
 _NUMBER = struct.Struct("<Q")
 _RECONNECT_MS = 20
 _AGAIN_S = 2.0
@@ -71,7 +73,7 @@ class Answerer:
             self.close()
             raise
 
-    def receive(self, timeout_s: float, others: Sequence[zmq.Socket[bytes]] = ()) -> Question | None:
+    def receive(self, timeout_s: float, others: Sequence[Door] = ()) -> Question | None:
         """The next question, or None if none comes in time, or if something comes for ``others`` first."""
         if others:
             zmq.select([self._socket, *others], [], [], timeout_s)
@@ -186,7 +188,7 @@ class Calls:
         return self._answers.pop(number, None)
 
     @property
-    def sockets(self) -> Sequence[zmq.Socket[bytes]]:
+    def sockets(self) -> Sequence[Door]:
         """Where answers come."""
         return list(self._sockets.values())
 

@@ -257,6 +257,8 @@ class Driver:
             self._progress.event(event)
             if self._shards is not None and event["kind"] == "stored":
                 self._shards.stored(event["step"])
+            if self._shards is not None and event["kind"] == "tables":
+                self._shards.begun()
 
     def _wait_for_workers(self) -> None:
         """The leader may still be writing its last version. Who had not joined yet will not hear of the end."""

@@ -15,7 +15,7 @@ from shoal.launch.fleet import Place
 from shoal.launch.spreading import Spreading
 from shoal.shards.child import ShardProcess
 from shoal.shards.order import Order
-from shoal.tables.stored import write_whole
+from shoal.tables.files import write_whole
 from shoal.training.folder import RunFolder
 
 _MOST_FAILURES, _PAUSE_S = 5, 0.2
@@ -82,6 +82,7 @@ class ShardCrew:
         self._balanced_at_s = time.monotonic()
         self._stored_step = since
         self._leaving: dict[str, int] = {}
+        self._has_begun = False
         (folder.path / "shards").mkdir(exist_ok=True)
         self._roster, is_new = self._called()
         self._is_settled, self._spread_over = is_new, set(self._roster.names) if is_new else set()
@@ -139,6 +140,10 @@ class ShardCrew:
             self._write(self._roster)
             self._balanced_at_s = 0.0
 
+    def begun(self) -> None:
+        """Workers have begun with them, from the step that the run goes on from: buckets may move now."""
+        self._has_begun = True
+
     def stored(self, step: int) -> None:
         """A version has been stored: who left before it is needed no more."""
         self._stored_step = max(step, self._stored_step)
@@ -193,6 +198,8 @@ class ShardCrew:
         staying = [name for name in self._shards if name not in self._leaving]
         if not self._is_settled:
             self._start_spreading(Spreading(key, staying, addresses, since=self._since))
+        elif not self._has_begun:
+            return
         elif len(staying) < self._roster.wanted:
             name = self._roster.next_name()
             self._roster.names.append(name)

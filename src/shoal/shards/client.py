@@ -51,6 +51,7 @@ class Pulling:
     tickets: dict[str, int]
     order: npt.NDArray[np.int32] | None
     starts: npt.NDArray[np.int64]
+    early: bool
 
 
 @dataclass
@@ -129,13 +130,14 @@ class Client:
         """(n,) ids -> (n, dim) float32."""
         return self.rows(self.ask(table, ids, step))
 
-    def ask(self, table: str, ids: Ids, step: int = NOW) -> Pulling:
-        """Begin to pull."""
+    def ask(self, table: str, ids: Ids, step: int = NOW, *, early: bool = False) -> Pulling:
+        """Begin to pull; ``early``: what is to be read is not there yet."""
         if table not in self._dims:
             raise ConfigError(f"there is no table {table!r}; there are {', '.join(self._dims) or 'none'}")
         order, starts = self._routed(ids)
-        pulling = Pulling(table, ids, step, {}, order, starts)
-        head = _ENCODER.encode(msg.Pull(self.buckets.epoch, table, step, self._manner.half, self._manner.waits))
+        pulling = Pulling(table, ids, step, {}, order, starts, early)
+        manner = self._manner
+        head = _ENCODER.encode(msg.Pull(self.buckets.epoch, table, step, manner.half, manner.waits, early))
         chosen = ids if order is None else ids[order]
         for index, shard in enumerate(self.buckets.shards):
             own = chosen[starts[index] : starts[index + 1]]
@@ -155,8 +157,12 @@ class Client:
             try:
                 return self._rows(pulling)
             except NotThisMap:
-                pulling = self.ask(pulling.table, pulling.ids, pulling.step)
+                pulling = self.ask(pulling.table, pulling.ids, pulling.step, early=pulling.early)
         raise Bug("the map of buckets changes faster than it can be followed")
+
+    def drop(self, pulling: Pulling) -> None:
+        """Nobody will wait for it."""
+        self._calls.forget(pulling.tickets.values())
 
     def _rows(self, pulling: Pulling) -> Weights:
         dim, staleness = self._dims[pulling.table], 0

@@ -9,7 +9,7 @@ import xxhash
 
 from shoal.errors import Behind, ConfigError, Fault, StoreFault
 from shoal.shards import messages as msg
-from shoal.tables.stored import write_whole
+from shoal.tables.files import write_whole
 
 TERM = "term"
 FOLDER = "copies"

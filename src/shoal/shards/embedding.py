@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, embedding_bag
 
 from shoal.errors import ConfigError
+from shoal.shards.foresight import Foresight, distinct_of
 from shoal.tables import Adagrad, Rule, TableSpec
 from shoal.tables.batches import distinct, sums
 from shoal.tables.frame import Part
@@ -64,6 +65,8 @@ class _Rows(nn.Module):
         self.spec = TableSpec(name=name, dim=dim, rule=rule, **options)
         self.source: RowSource | None = None
         """Where its rows are; None: in a table of its own."""
+        self.foresight: Foresight | None = None
+        """What has rows come before they are asked for."""
         self._taken: list[tuple[Ids, Tensor]] = []
 
     def _gather(self, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,8 +75,12 @@ class _Rows(nn.Module):
             raise ConfigError(f"embedding {self.spec.name}: ids must be int64, not {ids.dtype}")
         if self.source is None:
             self.source = OwnTables([self.spec])
-        unique, inverse = distinct(np.ascontiguousarray(ids.detach().cpu().numpy().reshape(-1), np.int64))
-        pulled = self.source.pull(self.spec.name, unique)
+        seen = self.foresight.find(self, self.spec.name, ids) if self.foresight is not None and self.training else None
+        if seen is not None:
+            unique, inverse, pulled = seen
+        else:
+            unique, inverse = distinct_of(ids)
+            pulled = self.source.pull(self.spec.name, unique)
         rows = torch.from_numpy(pulled if pulled.flags.writeable else pulled.copy()).to(ids.device)
         if torch.is_grad_enabled() and self.training:
             rows.requires_grad_()

@@ -17,10 +17,11 @@ from shoal.shards import messages as msg
 from shoal.tables import TableSpec
 from shoal.tables.batches import by_owner
 from shoal.tables.book import Verdict
+from shoal.tables.files import write_whole
 from shoal.tables.frame import Begin, Push
 from shoal.tables.journal import Journal, Keeping, restricted
 from shoal.tables.spec import NUM_BUCKETS
-from shoal.tables.stored import unpacked, write_whole
+from shoal.tables.stored import unpacked
 from shoal.tables.table import Mask
 
 Ids = npt.NDArray[np.int64]

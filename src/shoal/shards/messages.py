@@ -46,13 +46,15 @@ class _Message(msgspec.Struct, tag=True, frozen=True, array_like=True):
 
 class Pull(_Message, frozen=True):
     """Rows of a table for these ids (a frame of int64), as ``step`` may see them (-1: the newest). ``half``: as
-    bfloat16. ``waits``: for a step whose pushes may still be on their way; else they have been acknowledged."""
+    bfloat16. ``waits``: for a step whose pushes may still be on their way; else they have been acknowledged. ``early``:
+    for the step after that."""
 
     epoch: int
     table: str
     step: int
     half: bool
     waits: bool
+    early: bool = False
 
 
 class Push(_Message, frozen=True):

@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import zmq
 
-from shoal.comm.calls import Calls, joined, pieces
+from shoal.comm.calls import Calls, Door, joined, pieces
 from shoal.comm.keys import JobKey
 from shoal.errors import Fault, StoreFault
 from shoal.shards import messages as msg
 from shoal.shards.copies import FOLDER, PIECE_BYTES, TERM, is_log, names, read_term, sum_of
-from shoal.tables.stored import write_whole
+from shoal.tables.files import write_whole
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(msg.Answer)
@@ -68,7 +67,7 @@ class Mirror:
         self._sent: deque[int] = deque()
 
     @property
-    def sockets(self) -> Sequence[zmq.Socket[bytes]]:
+    def sockets(self) -> Sequence[Door]:
         """Where something may come."""
         return self._calls.sockets
 

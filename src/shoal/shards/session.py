@@ -12,6 +12,7 @@ from torch import nn
 from shoal.errors import Diverged, StoreFault
 from shoal.shards.client import Client, Pushing
 from shoal.shards.embedding import embeddings_of, parts_of, specs_of
+from shoal.shards.foresight import Batch, Foresight
 from shoal.tables import TableSpec
 from shoal.tables.frame import Part, Push
 
@@ -29,8 +30,11 @@ class TableSession:
         self._pushing: Pushing | None = None
         self._is_open = False
         self._generation = 0
+        self._foresight = Foresight(
+            lambda table, ids, step: client.ask(table, ids, step, early=True), client.rows, client.drop
+        )
         for module in self._modules:
-            module.source = self
+            module.source, module.foresight = self, self._foresight
 
     def meet(self, shards: Mapping[str, str]) -> None:
         """The shards are found there from now on."""
@@ -41,6 +45,7 @@ class TableSession:
         """Take part in a generation from step ``base`` on, where the shards then stand; -1: wherever they stand.
         ``check`` is called while shards are waited for, and may raise. ``Fault`` if they cannot stand there."""
         self._client.check = check
+        self._foresight.clear()
         if not self._is_open:
             self._client.open(self._specs)
             self._is_open = True
@@ -56,6 +61,15 @@ class TableSession:
                     f"shard {name} stands at step {standing.step}, and version {step} is stored; its folder or log is "
                     "gone or damaged"
                 )
+
+    def take_up(self, batches: Sequence[Batch], step: int) -> None:
+        """A step begins, with these."""
+        self.step = step
+        self._foresight.begin(batches, step)
+
+    def look_ahead(self, batches: Sequence[Batch], step: int) -> None:
+        """That step is going to come, with these: begin to pull what it needs."""
+        self._foresight.look(batches, step)
 
     def pull(self, table: str, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         return self._client.pull(table, ids, self.step)

@@ -27,9 +27,10 @@ from shoal.tables import TableSpec
 from shoal.tables.batches import halved
 from shoal.tables.buckets import BucketMap
 from shoal.tables.consistency import NOW, Bounded, Sync
+from shoal.tables.files import write_whole
 from shoal.tables.frame import Begin, Import, Push, decode
 from shoal.tables.journal import Journal, Keeping
-from shoal.tables.stored import JournalFolder, unpacked, write_whole
+from shoal.tables.stored import JournalFolder, unpacked
 
 _DECODER = msgspec.msgpack.Decoder(msg.Question)
 _ENCODER = msgspec.msgpack.Encoder()
@@ -332,8 +333,9 @@ class Shard:
     def _check_reach(self, asked: msg.Pull) -> None:
         """What was acknowledged and is not here was lost: nobody will push it again."""
         reached = self._tables.step
-        lost = not asked.waits or (asked.step > reached + 1 and isinstance(self._keeping.consistency, Sync))
-        if lost:
+        num_missing = asked.step - asked.early - reached
+        most_missing = 0 if not asked.waits else 1 if isinstance(self._keeping.consistency, Sync) else num_missing
+        if num_missing > most_missing:
             raise Behind(
                 f"shard {self.name} is at step {reached}, and step {asked.step} was to be read", step=asked.step
             )

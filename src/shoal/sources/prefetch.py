@@ -74,6 +74,11 @@ class Prefetch:
                 return self._ready.popleft()
         raise self._error or StopIteration
 
+    def peek(self) -> LocalBatch | None:
+        """What ``next`` will give, if it waits ready."""
+        with self._changed:
+            return self._ready[0] if self._ready else None
+
     def close(self) -> None:
         with self._changed:
             self._closed = True

@@ -24,10 +24,11 @@ from shoal.tables.applying import applier_for
 from shoal.tables.batches import buckets_of
 from shoal.tables.book import Verdict
 from shoal.tables.consistency import NOW, Async, Consistency, Durability, Sync
+from shoal.tables.files import flush, locked
 from shoal.tables.frame import Begin, Drop, Entry, Import, Part, Push
 from shoal.tables.log import Log, Torn, read_records
 from shoal.tables.spec import TableSpec
-from shoal.tables.stored import JournalFolder, flush, locked, packed, read_snapshot, replay, take
+from shoal.tables.stored import JournalFolder, packed, read_snapshot, replay, take
 from shoal.tables.table import Mask, Table
 
 

@@ -6,10 +6,7 @@ says for a step which snapshot and how much of its log make it up; ``tables.json
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +21,12 @@ from safetensors.numpy import load, save
 from shoal.errors import ConfigError, StoreFault
 from shoal.tables.applying import Applier, applier_for
 from shoal.tables.consistency import Async, Sync
+from shoal.tables.files import write_whole
 from shoal.tables.frame import Begin, Drop, Entry, Import, Push, decode
 from shoal.tables.image import Image
 from shoal.tables.log import read_records
 from shoal.tables.spec import TableSpec
 from shoal.tables.table import Table
-
-_LOCKED_S = 10.0
 
 Marks = Mapping[int, tuple[int, int]]
 """For a step: a snapshot's number, and bytes of its log."""
@@ -96,43 +92,6 @@ class JournalFolder:
             raise ConfigError(f"{self.path} is of the tables {sorted(known)}, not of {sorted(s.name for s in specs)}")
         if contents.num_lanes != num_lanes:
             raise ConfigError(f"{self.path} is of a job with {contents.num_lanes} lanes, not {num_lanes}")
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Have a file hold this, or what it held before. ``StoreFault`` if it cannot be written."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        partial.write_bytes(data)
-        flush(partial)
-        partial.replace(path)
-        flush(path.parent)
-    except OSError as error:
-        raise StoreFault(f"{path} could not be written: {error}") from None
-
-
-def flush(path: Path) -> None:
-    """Have the disk take a file, or what a folder says of its files."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def locked(folder: Path) -> int:
-    """Be the one that writes to a folder, as long as the descriptor is open. ``ConfigError`` if another stays for 10 s:
-    a process that has been replaced may still be ending."""
-    fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    deadline_s = time.monotonic() + _LOCKED_S
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return fd
-        except BlockingIOError:
-            if time.monotonic() > deadline_s:
-                os.close(fd)
-                raise ConfigError(f"another process writes to {folder}; is it of a run that still goes on?") from None
-            time.sleep(_LOCKED_S / 200)
 
 
 def read_snapshot(path: Path, tables: Mapping[str, Table], applier: Applier) -> None:

@@ -183,7 +183,7 @@ class Computer:
             self._session.begin(self._scene.group, step)
             ballot = self._scene.ballot(step + 1)
             if self._scene.tables is not None:
-                self._scene.tables.step = step
+                self._scene.tables.take_up(local.batches, step)
             work, summed = self._forward_and_backward(local, span.num_samples, ballot)
             self._session.launch(part.share)
         sealed = self._seal() if self._scene.tables is not None else None
@@ -234,6 +234,9 @@ class Computer:
             answer = self._scene.call(ballot.call(Ledger(), 0.0, bad=False))
         if self._scene.tables is not None:
             self._scene.tables.push(tuple(self._lanes.get(self._scene.name, ())), keep=not bad)
+            coming = self._loader.peek() if self._loader is not None else None
+            if coming is not None:
+                self._scene.tables.look_ahead(coming.batches, coming.step)
         return answer
 
 

@@ -227,7 +227,7 @@ class Coordinator:
 
     def _scale(self, asked: msg.Scale) -> None:
         if asked.shards is not None:
-            self.note("scaled", shards=asked.shards)
+            self.note("shards_scaled", shards=asked.shards)
             self._wanted_shards = asked.shards
         if asked.target is not None:
             self.note("scaled", target=asked.target)

@@ -112,9 +112,10 @@ class ServedComputer:
         self._kit.agent.at("compute", step=self._kit.replica.step)
         with self._scene.meter.computing(local.num_samples, self._session.times):
             self._scene.group.check()
-            self._tables.step = step
+            self._tables.take_up(local.batches, step)
             with self._session.times.spent("wait"):
                 self._session.fetch(self._tables.pull)
+            self._look_ahead(step + 1, lanes)
             seed_everything(step_seed(self._job.seed, step, lanes[0]))
             self._forward_and_backward(local, self._kit.steps.span(step).num_samples, step)
             with self._session.times.spent("wait"):
@@ -123,6 +124,13 @@ class ServedComputer:
             self._flights.append(self._tables.send(lanes, self._session.parts()))
         for lane in lanes:
             self._done[lane] = [step + 1] * len(self._done[lane])
+
+    def _look_ahead(self, step: int, lanes: tuple[int, ...]) -> None:
+        """Have the rows of the next step come while this one is computed, if it is these lanes' again."""
+        assert self._feed is not None
+        coming = self._feed.loader.peek()
+        if coming is not None and coming.step == step and all(max(self._done[lane]) <= step for lane in lanes):
+            self._tables.look_ahead(coming.batches, step)
 
     def _forward_and_backward(self, local: LocalBatch, total: int, step: int) -> None:
         for batch in local.batches:
