@@ -95,7 +95,7 @@ job = shoal.Job(
     train=shoal.Arrays(features, labels),
     optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
     strategy=shoal.ParameterServer(
-        STRATEGIES[os.environ.get("STALENESS_STRATEGY", "sync")], round_steps=100, durability="snapshot"
+        STRATEGIES[os.environ.get("STALENESS_STRATEGY", "sync")], round_steps=100
     ),
     global_batch=256,
     steps=STEPS,
