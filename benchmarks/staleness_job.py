@@ -94,9 +94,7 @@ job = shoal.Job(
     task=Clicks(),
     train=shoal.Arrays(features, labels),
     optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
-    strategy=shoal.ParameterServer(
-        STRATEGIES[os.environ.get("STALENESS_STRATEGY", "sync")], round_steps=100
-    ),
+    strategy=shoal.ParameterServer(STRATEGIES[os.environ.get("STALENESS_STRATEGY", "sync")], round_steps=100),
     global_batch=256,
     steps=STEPS,
     log_every_steps=100,

@@ -16,7 +16,7 @@ from shoal.tables.journal import Journal, Keeping
 from shoal.tables.stored import tables_at
 
 SPECS = (
-    TableSpec(name="a", dim=3, rule=Adam(lr=0.1), dtype="bfloat16", admit_after=2, expire_after_s=100),
+    TableSpec(name="a", dim=3, rule=Adam(lr=0.1), dtype="bfloat16", admit_after=2, expire_after_s=2),
     TableSpec(name="b", dim=2, rule=Adagrad(lr=0.1)),
 )
 NUM_LANES = 4
@@ -284,7 +284,7 @@ def _raise(path):
 
 
 def test_two_processes_do_not_write_to_one_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr("shoal.tables.stored._LOCKED_S", 0.1)
+    monkeypatch.setattr("shoal.tables.files._LOCKED_S", 0.1)
     journal = opened(tmp_path)
     with pytest.raises(ConfigError, match="another process writes to"):
         opened(tmp_path)

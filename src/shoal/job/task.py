@@ -31,6 +31,15 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class Timed(Protocol):
+    """A task whose samples have a time, by which rows of tables with ``expire_after_s`` expire."""
+
+    def event_time_s(self, batch: Batch) -> int:
+        """When the newest of a batch's samples happened, in whole seconds."""
+        ...
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """One input or output of a served model.

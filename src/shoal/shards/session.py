@@ -21,9 +21,13 @@ class TableSession:
     """Serves the embeddings of ``model`` from shards. ``step`` is the one that pulls are for. One push at a time:
     ``push`` what backward left, ``settle``, and go on; or several: ``send``, and ``settled``."""
 
-    def __init__(self, model: nn.Module, client: Client, specs: Sequence[TableSpec] = ()) -> None:
-        """``specs``: tables besides those of the model's embeddings."""
+    def __init__(
+        self, model: nn.Module, client: Client, specs: Sequence[TableSpec] = (),
+        event_time_s: Callable[[Any], int] = lambda _: 0,
+    ) -> None:  # fmt: skip
+        """``specs``: tables besides those of the model's embeddings. ``event_time_s``: of a batch."""
         self.step = 0
+        self._event_time_s, self._now_s = event_time_s, 0
         self._modules = embeddings_of(model)
         self._specs = [*specs_of(self._modules), *specs]
         self._client = client
@@ -66,6 +70,7 @@ class TableSession:
         """A step begins, with these."""
         self.step = step
         self._foresight.begin(batches, step)
+        self._now_s = max((self._event_time_s(batch) for batch in batches), default=0)
 
     def look_ahead(self, batches: Sequence[Batch], step: int) -> None:
         """That step is going to come, with these: begin to pull what it needs."""
@@ -87,7 +92,9 @@ class TableSession:
         return self._send(lanes, [*parts_of(self._modules), *more])
 
     def _send(self, lanes: Sequence[int], parts: Sequence[Part]) -> Pushing:
-        return self._client.send(Push(self._generation, dict.fromkeys(lanes, (self.step, self.step + 1)), parts))
+        return self._client.send(
+            Push(self._generation, dict.fromkeys(lanes, (self.step, self.step + 1)), parts, self._now_s)
+        )
 
     def settled(self, pushing: Pushing) -> None:
         """Wait until all shards have what was sent. ``Diverged`` and other faults if they refuse it."""

@@ -32,6 +32,31 @@ def applier_for(consistency: Consistency, tables: Mapping[str, Table], num_lanes
             return AtOnce(tables, num_lanes, None)
 
 
+_EXPIRIES = 8
+
+
+class Expiry:
+    """When a table's ids expire: each time that event time passes another eighth of ``expire_after_s``, at that moment
+    and no other, so that the same pushes in the same order remove the same ids."""
+
+    def __init__(self, tables: Mapping[str, Table]) -> None:
+        self._eighths = {
+            name: max(1, table.spec.expire_after_s // _EXPIRIES)
+            for name, table in tables.items()
+            if table.spec.expire_after_s is not None
+        }
+        self.passed: dict[str, int] = {}
+
+    def due(self, now_s: int) -> dict[str, int]:
+        """For which tables, and with which moment, ``expire`` is due."""
+        moments = {name: now_s // eighth * eighth for name, eighth in self._eighths.items()}
+        return {name: moment for name, moment in moments.items() if moment > self.passed.get(name, 0)}
+
+    def done(self, due: Mapping[str, int]) -> None:
+        """They have expired."""
+        self.passed = {**self.passed, **due}
+
+
 class AtOnce:
     """A push is applied as it comes. ``bound``: how many steps a read may be ahead of the lane that is furthest behind;
     None: any."""
@@ -40,6 +65,7 @@ class AtOnce:
         self._tables = tables
         self._num_lanes = num_lanes
         self._bound = bound
+        self._expiry = Expiry(tables)
         self.book = Book()
 
     @property
@@ -66,6 +92,10 @@ class AtOnce:
         """Apply a push that is new."""
         for part in push.parts:
             self._tables[part.table].push(part.ids, part.gradients, push.now_s)
+        due = self._expiry.due(push.now_s)
+        for name, moment in due.items():
+            self._tables[name].expire(moment)
+        self._expiry.done(due)
         self.book = self.book.after(push.generation, push.lanes)
 
     def may_begin(self, begin: Begin) -> Verdict:
@@ -92,19 +122,22 @@ class AtOnce:
 
     def record(self) -> dict[str, Any]:
         """Where it stands, as JSON."""
-        return {"generation": self.generation, "cursors": {str(k): v for k, v in self.book.cursors.items()}}
+        cursors = {str(lane): done for lane, done in self.book.cursors.items()}
+        return {"generation": self.generation, "cursors": cursors, "expired": self._expiry.passed}
 
     def read(self, record: Mapping[str, Any]) -> None:
         """Stand where ``record`` says."""
         self.book = Book(record["generation"], {int(lane): done for lane, done in record["cursors"].items()})
+        self._expiry.passed = dict(record["expired"])
 
 
 @dataclass(frozen=True)
 class _Done:
     """A step that was applied and may have to be taken back: its pushes, what there was before it, and what reads of
-    it see: ids in order, with their weights."""
+    it see: ids in order, with their weights. ``expired``: what had expired before it."""
 
     pushes: Sequence[Push]
+    expired: dict[str, int]
     before: Mapping[str, Image]
     weights: Mapping[str, tuple[Ids, Weights]]
 
@@ -119,6 +152,7 @@ class InStep:
     def __init__(self, tables: Mapping[str, Table], num_lanes: int) -> None:
         self._tables = tables
         self._num_lanes = num_lanes
+        self._expiry = Expiry(tables)
         self._stage: list[Push] = []
         self._last: _Done | None = None
         self._ready: tuple[Push, dict[str, tuple[Ids, Weights]]] | None = None
@@ -180,13 +214,21 @@ class InStep:
     def _apply(self, pushes: Sequence[Push], summed_by_table: Mapping[str, tuple[Ids, Weights]]) -> None:
         before, weights = {}, {}
         now_s = max(push.now_s for push in pushes)
-        for name, (ids, summed) in summed_by_table.items():
+        due, passed = self._expiry.due(now_s), self._expiry.passed
+        for name in self._tables:
+            if name not in summed_by_table and name not in due:
+                continue
             table = self._tables[name]
-            before[name] = table.image_of(ids)
-            order = np.argsort(ids)
-            weights[name] = ids[order], table.pull(ids[order])
-            table.push(ids, summed, now_s)
-        self._last, self._stage, self._ready = _Done(pushes, before, weights), [], None
+            pushed = summed_by_table[name][0] if name in summed_by_table else np.empty(0, np.int64)
+            changing = np.union1d(pushed, table.expiring(due[name])) if name in due else np.sort(pushed)
+            before[name] = table.image_of(changing)
+            weights[name] = changing, table.pull(changing)
+            if name in summed_by_table:
+                table.push(*summed_by_table[name], now_s)
+            if name in due:
+                table.expire(due[name])
+        self._expiry.done(due)
+        self._last, self._stage, self._ready = _Done(pushes, passed, before, weights), [], None
         self.step += 1
 
     def may_begin(self, begin: Begin) -> Verdict:
@@ -208,6 +250,7 @@ class InStep:
         assert self._last is not None
         for name, image in self._last.before.items():
             self._tables[name].set_to(image)
+        self._expiry.passed = self._last.expired
         pushes, self._last = self._last.pushes, None
         self.step -= 1
         return pushes
@@ -238,13 +281,14 @@ class InStep:
 
     def record(self) -> dict[str, Any]:
         """Where it stands, as JSON; after ``withdraw``."""
-        return {"generation": self.generation, "step": self.step}
+        return {"generation": self.generation, "step": self.step, "expired": self._expiry.passed}
 
     def read(self, record: Mapping[str, Any]) -> None:
         """Stand where ``record`` says."""
         if "step" not in record:
             raise ConfigError("what is kept is not of tables that take steps together")
         self.generation, self.step = record["generation"], record["step"]
+        self._expiry.passed = dict(record["expired"])
 
 
 Applier = AtOnce | InStep

@@ -25,8 +25,8 @@ class TableSpec:
     ``initial_scale``: a row that was never stored is uniform in [-initial_scale, initial_scale), as a function of
     ``seed``, the table's name and the id alone. ``admit_after``: an id gets a row with its n-th push; before that it is
     counted, and its gradients are dropped. ``expire_after_s``: an id that was not pushed for so long, in event time, is
-    removed by ``Table.expire``; None: never. ``dtype``: of the weights at rest; bfloat16 is rounded at random without
-    bias, by a function of the id and the push. ``ConfigError`` for what cannot be.
+    removed by ``Table.expire``, in a run by its shards; None: never. ``dtype``: of the weights at rest; bfloat16 is
+    rounded at random without bias, by a function of the id and the push. ``ConfigError`` for what cannot be.
     """
 
     name: str

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from shoal.errors import Bug, ConfigError, Diverged
 from shoal.tables import kernels
+from shoal.tables.batches import buckets_of
 from shoal.tables.image import EVERYTHING, Ids, Image
 from shoal.tables.kernels import EMPTY, GRAVES, LIVE, MARK, MARKED, MOVED, NEXT, REFUSED, WAITING
 from shoal.tables.memory import release, zeros
@@ -24,6 +25,7 @@ _GROWTH = 1.25
 _LEAST_PLACES, _MOST_PLACES, _MOST_ROWS = 1024, (1 << 32) - 1, (1 << 31) - 2
 _MOVED_A_PUSH, _MOVED_AN_ID = 4096, 8
 _MOST_GRAVES = 0.25
+_MOST_REMOVALS = 4096
 _LAST_CLOCK = (1 << 32) - 1
 _MOST_NOTED = 1 << 20
 _WORD_BYTES = 4
@@ -121,9 +123,19 @@ class Table:
         removed = found[:count].copy()
         if count:
             self._removed.append((self.clock, removed))
+        if len(self._removed) > _MOST_REMOVALS:
+            self._deltas_from = max(self._deltas_from, self._removed.pop(0)[0])
         if self._state[GRAVES] > _MOST_GRAVES * self._num_ids:
             self._grow(0)
         return removed
+
+    def expiring(self, now_s: int) -> Ids:
+        """Which ids ``expire`` would remove."""
+        self._settle()
+        own, refs, _, seen_at = self._new
+        lapsed = seen_at < now_s - (self.spec.expire_after_s or 0)
+        chosen: Ids = own[lapsed & (refs != 0) & (refs != kernels.GRAVE)] if len(seen_at) else own[:0]
+        return chosen.copy()
 
     def check_ids(self, ids: npt.ArrayLike) -> Ids:
         """Ids as (n,) int64. ``ConfigError`` for what they cannot be read from without loss."""
@@ -207,9 +219,18 @@ class Table:
         return self._image_at(places[places >= 0], ids[places < 0])
 
     def image_in(self, buckets: Mask, since: int) -> Image:
-        """What it holds of the ids of some buckets (4096,), as far as they were touched after operation ``since``. It
-        tells nothing of ids that were removed. One pass over the index, whatever the buckets."""
-        return self._image_at(self._places_in(buckets, since), np.empty(0, np.int64))
+        """What it holds of the ids of some buckets (4096,), as far as they were touched after operation ``since``, and
+        which have expired since. One pass over the index, whatever the buckets. ``ConfigError`` where what expired
+        since then has been forgotten."""
+        if EVERYTHING != since < self._deltas_from:
+            raise ConfigError(f"table {self.spec.name} has forgotten what expired after operation {since}; begin anew")
+        self._settle()
+        lapsed = [ids for clock, ids in self._removed if clock > since] if since != EVERYTHING else []
+        removed = np.unique(np.concatenate(lapsed)) if lapsed else np.empty(0, np.int64)
+        removed = removed[buckets[buckets_of(removed)]]
+        places = np.empty(len(removed), np.int64)
+        kernels.locate(removed, self._new, places)
+        return self._image_at(self._places_in(buckets, since), removed[places < 0])
 
     def drop(self, buckets: Mask) -> None:
         """Forget the ids of some buckets: another table has them."""
@@ -245,6 +266,7 @@ class Table:
         if kernels.put(image.ids, values, image.rows, self._new, self._rows, self._state) < len(image.rows):
             raise self._too_many(image)
         self.clock = image.clock
+        self._removed = [(clock, ids) for clock, ids in self._removed if clock <= image.clock]
         if self._state[MARKED] >= 0:
             self._note_anew(np.concatenate([self._noted[: self._state[MARKED]], image.ids]))
 

@@ -16,7 +16,7 @@ from shoal.comm import messages as msg
 from shoal.comm.reach import unreachable
 from shoal.comm.transfer import Offerer
 from shoal.errors import Behind, ConfigError, Diverged, Fault, Halted, ShoalError, StoreFault
-from shoal.job import Job
+from shoal.job import Job, Timed
 from shoal.membership import NOTHING, Origin, World
 from shoal.strategies import Hybrid, ParameterServer, Served
 from shoal.tables.buckets import BucketMap
@@ -165,7 +165,9 @@ class Worker:
             )
             client = Client(own.key, buckets, shards, own.name, manner)
             dense = replica.session.specs if isinstance(replica.session, Served) else []
-            self._tables = TableSession(replica.model, client, dense)
+            task = self._kit.job.task
+            times = (task.event_time_s,) if isinstance(task, Timed) else ()
+            self._tables = TableSession(replica.model, client, dense, *times)
         elif self._tables is not None:
             self._tables.meet(shards)
         return self._tables
