@@ -147,6 +147,10 @@ TABLES: Mapping[str, tuple[str, Sequence[Figure]]] = {
             Figure(key="pull_500_ms", meaning="500 rows pulled: ms", at_most=0.3),
             Figure(key="clear_pull_rows_per_s_100000", meaning="in the clear: rows pulled a second"),
             Figure(key="clear_pull_500_ms", meaning="in the clear: 500 rows pulled, ms"),
+            Figure(key="vs_tf_ps", meaning="TensorFlow's server: times its time for a pull and a push", at_least=5),
+            Figure(key="vs_tf_ps_500", meaning="of 500 rows"),
+            Figure(key="vs_tf_ps_100000", meaning="of 100,000 rows"),
+            Figure(key="vs_tf_ps_fused", meaning="times its time with many steps in one function"),
         ),
     ),
     "sparse_training": (
@@ -159,7 +163,7 @@ TABLES: Mapping[str, tuple[str, Sequence[Figure]]] = {
         ),
     ),
     "shard_faults": (
-        "Shards and workers killed at random",
+        "Shards and workers killed at random, with logs and with replicas",
         (
             Figure(key="kills", meaning="kills", at_least=20),
             Figure(key="updates_lost", meaning="updates lost", at_most=0),
