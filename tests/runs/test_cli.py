@@ -146,8 +146,12 @@ def test_a_run_does_not_leave_its_range_of_workers(command, job_file):
     call = partial(main, ["train", str(job_file(SLOW)), "--workers", "1..2", "--name", "run", "--quiet", *LONG])
     with in_background(call, "run") as run:
         run.until_step(1)
-        answer = command("scale", "run", "3")
+        answer, of_shards, of_nothing = (
+            command("scale", "run", *words) for words in (["3"], ["--shards", "2"], [])
+        )  # fmt: skip
     assert answer.code == 2 and "this run takes 1 to 2 workers" in answer.err
+    assert of_shards.code == 2 and "this run has no table shards" in of_shards.err
+    assert of_nothing.code == 2 and "say how many workers, or --shards" in of_nothing.err
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

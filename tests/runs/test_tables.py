@@ -180,6 +180,20 @@ def test_a_run_evaluates_and_predicts_with_its_tables():
     assert (-model.counts(torch.arange(NUM_SAMPLES)).detach() * GLOBAL_BATCH == 3).all()
 
 
+@pytest.mark.parametrize("strategy", [shoal.Hybrid, shoal.ParameterServer])
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"shards": 0}, "from 1 to 1024, not 0"),
+        ({"durability": "disk"}, "must be one of snapshot, log, replica, not 'disk'"),
+        ({"durability": "replica"}, "needs shards=2 or more: each keeps a copy of another"),
+    ],
+)
+def test_shards_that_there_cannot_be_are_refused(strategy, how, message):
+    with pytest.raises(ConfigError, match=message):
+        strategy(**how)
+
+
 @pytest.mark.parametrize(
     ("strategy", "message"),
     [
