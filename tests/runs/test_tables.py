@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+import time
 from typing import Any
 
 import pytest
 import torch
 
 import shoal
+from shoal.comm import messages as msg
 from shoal.errors import ConfigError, StoreFault
+from shoal.events import read_events
 from shoal.launch.run import runs_folder
 from shoal.shards.reading import stored_tables
 from shoal.tables.spec import NUM_BUCKETS
 from shoal.testing import FaultPlan
+from shoal.training.commanding import command
 from shoal.training.folder import RunFolder
 from tests.runs.tabled import GLOBAL_BATCH, NUM_SAMPLES, job
 
@@ -114,18 +119,37 @@ def buckets_of(run: shoal.Run) -> list[int]:
     ids=["hybrid, one more", "hybrid with replicas, one less", "async, one more"],
 )  # fmt: skip
 def test_buckets_move_while_a_run_goes_on_and_it_resumes_with_them(strategy, number):
-    calm = run_of(FaultPlan(), "calm", workers=1)
-    plan = FaultPlan().scale_shards(number, at_step=3).kill(at_step=60, rank=1)
-    stormy = run_of(plan, "stormy", strategy=strategy, epochs=None, steps=110, global_batch=GLOBAL_BATCH)
+    folder = RunFolder((runs_folder() / "stormy").resolve())
+    watcher = threading.Thread(target=stop_once_it_has, args=(folder, number))
+    watcher.start()
+    plan = FaultPlan().scale_shards(number, at_step=3).kill(at_step=10, rank=1)
+    with plan.befalling(folder) as inflicted:
+        changed = dataclasses.replace(job, strategy=strategy, epochs=100)
+        stormy = shoal.train(changed, workers=3, name="stormy", options=QUIET)
+    watcher.join()
+    assert stormy.outcome == "stopped" and len(inflicted) == 2
     assert len(buckets_of(stormy)) == number and sum(buckets_of(stormy)) == NUM_BUCKETS
     assert buckets_of(stormy)[0] > NUM_BUCKETS // number - 100
-    done = shoal.resume(
-        stormy.name, job=dataclasses.replace(job, strategy=strategy), settings=["epochs=1"], options=QUIET
-    )
-    assert len(buckets_of(done)) == number
+    epochs = max(event["step"] for event in stormy.events if event["kind"] == "stored") // STEPS + 1
+    done = shoal.resume(stormy.name, job=changed, settings=[f"epochs={epochs}"], options=QUIET)
+    assert len(buckets_of(done)) == number and shoal.account(done, job=changed).lost == 0
+    model: Any = shoal.load_model(done, job=changed)
+    assert (-model.counts(torch.arange(NUM_SAMPLES)).detach() * GLOBAL_BATCH == epochs).all()
     if isinstance(strategy, shoal.Hybrid):
-        assert tables_of(done, STEPS) == tables_of(calm, STEPS)
-    check_counts(done)
+        calm = run_of(FaultPlan(), "calm", workers=1, epochs=epochs)
+        assert tables_of(done, epochs * STEPS) == tables_of(calm, epochs * STEPS)
+
+
+def stop_once_it_has(folder: RunFolder, number: int) -> None:
+    """Stop a run once so many shards have all buckets."""
+    deadline_s = time.monotonic() + 120
+    while time.monotonic() < deadline_s:
+        events = read_events(folder.events_path)[0] if folder.events_path.exists() else []
+        told = [event["shards"] for event in events if event["kind"] == "tables"]
+        if told and len(told[-1]) == number and all(shard.get("buckets") for shard in told[-1].values()):
+            break
+        time.sleep(0.05)
+    command(folder, msg.Stop(reason="the test has seen enough"))
 
 
 @pytest.mark.parametrize(
