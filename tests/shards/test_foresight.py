@@ -24,7 +24,7 @@ class Pulls:
 
     def ask(self, table, ids, step):
         self.asked.append((table, ids.tolist(), step))
-        return Pulling(table, ids, step, {}, None, np.array([0, len(ids)]), True)
+        return Pulling(table, ids, step, {}, None, np.array([0, len(ids)]), True, ("s0",))
 
     def rows(self, pulling):
         return self.tables[pulling.table].pull(pulling.ids)
@@ -134,3 +134,26 @@ def test_evaluation_looks_at_nothing():
     assert len(pulls.direct) == 3 and pulls.foresight.num_found == 0
     pulls.foresight.clear()
     assert len(pulls.dropped) == 2
+
+
+def test_a_batch_that_the_task_changes_in_place_is_asked_for_as_it_then_is():
+    pulls = Pulls(USERS, TAGS)
+    for step in range(3):
+        (batch,) = batches_of(step)
+        pulls.foresight.look([batch], step)
+        pulls.foresight.begin([batch], step)
+        batch["ids"].add_(100)
+        computed([batch])
+    assert pulls.foresight.num_found == 0 and len(pulls.direct) == 6
+    assert all(min(ids) >= 100 for _, ids in pulls.direct)
+
+
+def test_batches_of_another_shape_are_not_guessed_at():
+    pulls = Pulls(USERS, TAGS)
+    for step, width in enumerate([50, 40, 40]):
+        batch = {"ids": torch.arange(6 * width).view(6, width)}
+        pulls.foresight.look([batch], step)
+        pulls.foresight.begin([batch], step)
+        TAGS(batch["ids"])
+    pulls.foresight.look([{}], 3)
+    assert len(pulls.direct) == 2 and pulls.foresight.num_found == 1

@@ -127,22 +127,42 @@ def test_moves_and_lost_disks_go_together(shards):
 def test_what_is_no_copy_is_refused(tmp_path):
     copies = Copies(tmp_path)
     with pytest.raises(Behind, match="nothing of shard s1"):
-        copies.write(msg.Copy("s1", 1, [msg.Change("log-0", "write", 0, 1)]), b"x")
+        copies.write(msg.Copy("s1", 1, 1, [msg.Change("log-0", "write", 0, 1)]), b"x")
     assert copies.look(msg.Look("s1", 2)).term == 0
     with pytest.raises(Fault, match="taken the place of shard s1: this one's term is 1, not 2"):
-        copies.write(msg.Copy("s1", 1, [msg.Change("log-0", "write", 0, 1)]), b"x")
+        copies.write(msg.Copy("s1", 1, 2, [msg.Change("log-0", "write", 0, 1)]), b"x")
     with pytest.raises(Fault, match="taken the place"):
         copies.look(msg.Look("s1", 1))
-    copies.write(msg.Copy("s1", 2, [msg.Change("log-0", "write", 0, 3)]), b"abc")
+    copies.write(msg.Copy("s1", 2, 3, [msg.Change("log-0", "write", 0, 3)]), b"abc")
     for _ in range(2):  # what is asked twice is done once
-        whole = [msg.Change("map", "whole", 0, 2), msg.Change("map", "done", 0, 0), msg.Change("log-0", "gone", 0, 0)]
-        copies.write(msg.Copy("s1", 2, whole), b"de")
+        whole = [msg.Change("map", "whole", 0, 2), msg.Change("map", "done", 2, 0), msg.Change("log-0", "gone", 0, 0)]
+        copies.write(msg.Copy("s1", 2, 4, whole), b"de")
     assert list(copies.look(msg.Look("s1", 0)).files) == ["map"]
     assert copies.read(msg.Fetch("s1", "map", 1)) == b"e"
     for name in ("../map", "/etc/hostname", ".", "a/../../b"):
         with pytest.raises(ConfigError, match="no name of a shard or of its files"):
-            copies.write(msg.Copy("s1", 2, [msg.Change(name, "write", 0, 1)]), b"x")
+            copies.write(msg.Copy("s1", 2, 5, [msg.Change(name, "write", 0, 1)]), b"x")
     with pytest.raises(ConfigError, match="no name"):
         copies.look(msg.Look("../s1", 0))
     with pytest.raises(StoreFault, match="cannot be read"):
         copies.read(msg.Fetch("s1", "other", 0))
+
+
+def test_changes_that_come_twice_and_late_leave_what_was_sent(tmp_path):
+    sent = [
+        ([msg.Change("log-0", "write", 0, 4)], b"1111"),
+        ([msg.Change("log-0", "write", 4, 4)], b"2222"),
+        ([msg.Change("snapshot-1", "whole", 0, 4)], b"aaaa"),
+        ([msg.Change("snapshot-1", "whole", 4, 4), msg.Change("snapshot-1", "done", 8, 0)], b"bbbb"),
+        ([msg.Change("log-0", "write", 8, 4)], b"3333"),
+    ]
+    copies = Copies(tmp_path)
+    copies.look(msg.Look("s0", 1))
+    for last in range(len(sent)):
+        for number in [*range(last + 1), *range(last, -1, -1)]:
+            copies.write(msg.Copy("s0", 1, number + 1, sent[number][0]), sent[number][1])
+    again = Copies(tmp_path)  # in the standby's place; what it had not answered is asked again
+    for number in range(1, len(sent)):
+        again.write(msg.Copy("s0", 1, number + 1, sent[number][0]), sent[number][1])
+    assert again.read(msg.Fetch("s0", "log-0", 0)) == b"111122223333"
+    assert again.read(msg.Fetch("s0", "snapshot-1", 0)) == b"aaaabbbb"

@@ -86,3 +86,10 @@ def test_what_expires_while_buckets_move_has_expired_where_they_come_to(tmp_path
     push(source, 2, [3], 1100)
     target.take_over(*source.let_go(everything, since))
     assert held(target) == held(source) == {2: 2.0, 3: 1.0}
+
+
+def test_the_step_before_can_be_read_where_nothing_was_pushed_and_nothing_has_expired(tmp_path):
+    journal = opened(tmp_path, Sync())
+    push(journal, 0, [1], 1000)
+    push(journal, 1, [], 1015)
+    np.testing.assert_array_equal(journal.pull("a", [1, 2], 1), [[1.0], [0.0]])

@@ -198,8 +198,8 @@ class ShardCrew:
         staying = [name for name in self._shards if name not in self._leaving]
         if not self._is_settled:
             self._start_spreading(Spreading(key, staying, addresses, since=self._since))
-        elif not self._has_begun:
-            return
+        elif not (self._has_begun and self._stored_step):
+            return  # a move that is cut off is undone by going on from a version
         elif len(staying) < self._roster.wanted:
             name = self._roster.next_name()
             self._roster.names.append(name)
@@ -218,14 +218,14 @@ class ShardCrew:
         self._said += done.said
         self._balanced_at_s = time.monotonic()
         if done.error is not None:
-            if not self._is_settled:
+            if done.is_torn or not self._is_settled:
                 raise done.error
             self._said.append(f"buckets could not be moved: {done.error}")
         elif done.is_done:
             self._is_settled = True
             self._spread_over = set(done.names)
             for name in self._shards.keys() - self._spread_over:
-                self._leaving.setdefault(name, self._stored_step)
+                self._leaving.setdefault(name, max(done.marked, self._stored_step))
 
     # Those that end
 
@@ -251,7 +251,7 @@ class ShardCrew:
 
     def _keep_spares(self) -> None:
         for place in {shard.place for shard in self._shards.values()}:
-            if place not in self._spares:
+            if place not in self._spares or self._spares[place].exit_code is not None:
                 self._spares[place] = ShardProcess(None, place.words, self._folder.log_path("spare"))
 
     def _last(self, name: str) -> str:

@@ -18,8 +18,9 @@ class Spreading(threading.Thread):
     step, so first of all hold what was held then. ``by_load``: only if one of them is asked for half as much again as
     the mean, and then by that.
 
-    Once it has ended ``error`` says what went wrong, ``said`` what there is to tell, and ``is_done`` whether all is
-    where it should be; without tables yet it is not.
+    Once it has ended ``error`` says what went wrong, ``is_torn`` whether that has left buckets with nobody, ``said``
+    what there is to tell, ``is_done`` whether all is where it should be (without tables yet it is not), and ``marked``
+    the newest step that may have been marked before that.
     """
 
     def __init__(
@@ -30,7 +31,8 @@ class Spreading(threading.Thread):
         self.names = list(names)
         self.said: list[str] = []
         self.error: ShoalError | None = None
-        self.is_done = False
+        self.is_done = self.is_torn = False
+        self.marked = 0
         self._key = key
         self._addresses = dict(addresses)
         self._since = since
@@ -40,7 +42,9 @@ class Spreading(threading.Thread):
         try:
             self._spread()
         except ShoalError as error:
-            self.error = error
+            from shoal.shards.moving import Torn
+
+            self.error, self.is_torn = error, isinstance(error, Torn)
 
     def _spread(self) -> None:
         from shoal.shards.client import Client, Manner
@@ -66,6 +70,7 @@ class Spreading(threading.Thread):
                 away_ms = 1000 * max(move.pause_s for move in moves)
                 told = f"{num_buckets} buckets have moved ({num_bytes / 1e6:.1f} MB)"
                 self.said.append(f"{told}; none was away for over {away_ms:.0f} ms")
+            self.marked = max((step for one in survey(client, there).values() for step in one.maps), default=0)
             self.is_done = True
         finally:
             client.close()

@@ -90,9 +90,10 @@ class ShardProcess:
             self._child.stdin.flush()
 
     def kill(self) -> None:
-        """At once."""
+        """At once. One that cannot even be killed, for a disk that hangs, is left alone."""
         self._child.kill()
-        self.ended()
+        with suppress(subprocess.TimeoutExpired):
+            self.ended()
 
     def replaced(self) -> ShardProcess:
         """Another in its place, at the same address, with what it has left on the disk."""

@@ -52,6 +52,7 @@ class Pulling:
     order: npt.NDArray[np.int32] | None
     starts: npt.NDArray[np.int64]
     early: bool
+    shards: tuple[str, ...]
 
 
 @dataclass
@@ -135,7 +136,7 @@ class Client:
         if table not in self._dims:
             raise ConfigError(f"there is no table {table!r}; there are {', '.join(self._dims) or 'none'}")
         order, starts = self._routed(ids)
-        pulling = Pulling(table, ids, step, {}, order, starts, early)
+        pulling = Pulling(table, ids, step, {}, order, starts, early, self.buckets.shards)
         manner = self._manner
         head = _ENCODER.encode(msg.Pull(self.buckets.epoch, table, step, manner.half, manner.waits, early))
         chosen = ids if order is None else ids[order]
@@ -177,7 +178,7 @@ class Client:
             if pulling.order is None:
                 out = values
             else:
-                index = self.buckets.shards.index(shard)
+                index = pulling.shards.index(shard)
                 out[pulling.order[pulling.starts[index] : pulling.starts[index + 1]]] = values
         self.staleness[staleness] += 1
         return out

@@ -21,6 +21,8 @@ class Copies:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / FOLDER
+        self._done: dict[str, tuple[int, int]] = {}
+        self._sums: dict[tuple[str, int, int, int], int] = {}
 
     def look(self, asked: msg.Look) -> msg.Listing:
         """What is here of a shard; with a term, from now on for whom that is."""
@@ -32,19 +34,23 @@ class Copies:
             for path in own.rglob("*.partial"):
                 path.unlink()
             write_whole(own / TERM, str(asked.term).encode())
-        return msg.Listing(term, listing(own))
+        return msg.Listing(term, listing(own, self._sums))
 
     def write(self, asked: msg.Copy, body: bytes) -> None:
-        """Do what a shard has done to its files. It may be done twice."""
+        """Do what a shard has done to its files. What is asked twice is done once, and what a process before this one
+        has done already makes no difference."""
         own = self._of(asked.shard)
         term = read_term(own)
         _check_term(asked.shard, asked.term, term)
         if asked.term > term:
             raise Behind(f"nothing of shard {asked.shard} is here for its term {asked.term}")
+        if (asked.term, asked.number) <= self._done.get(asked.shard, (0, 0)):
+            return
         at = 0
         for change in asked.changes:
             self._do(_inside(own, change.file), change, body[at : at + change.num_bytes])
             at += change.num_bytes
+        self._done[asked.shard] = asked.term, asked.number
 
     def _do(self, path: Path, change: msg.Change, data: bytes) -> None:
         partial = path.with_name(f"{path.name}.partial")
@@ -53,10 +59,12 @@ class Copies:
                 case "write":
                     path.parent.mkdir(parents=True, exist_ok=True)
                     _write_at(path, change.at, data)
-                case "whole":
+                case "whole" if not change.at:
                     partial.parent.mkdir(parents=True, exist_ok=True)
+                    partial.write_bytes(data)
+                case "whole" if _size(partial) >= change.at:
                     _write_at(partial, change.at, data)
-                case "done" if partial.exists():
+                case "done" if _size(partial) == change.at:
                     partial.replace(path)
                 case "gone":
                     path.unlink(missing_ok=True)
@@ -82,13 +90,17 @@ def read_term(folder: Path) -> int:
     return int(path.read_text()) if path.exists() else 0
 
 
-def listing(folder: Path) -> dict[str, msg.File]:
-    """A shard's files, by their path within its folder; what is being written, and copies of others, are left out."""
-    found = {}
+def listing(folder: Path, sums: dict[tuple[str, int, int, int], int] | None = None) -> dict[str, msg.File]:
+    """A shard's files, by their path within its folder; what is being written, and copies of others, are left out.
+    ``sums``: what was summed before, which is not summed again."""
+    found, sums = {}, {} if sums is None else sums
     for name in names(folder):
         path = folder / name
-        num_bytes = path.stat().st_size
-        found[name] = msg.File(num_bytes, sum_of(path, num_bytes))
+        here = path.stat()
+        key = (str(path), here.st_ino, here.st_size, here.st_mtime_ns)
+        if key not in sums:
+            sums[key] = sum_of(path, here.st_size)
+        found[name] = msg.File(here.st_size, sums[key])
     return found
 
 
@@ -110,7 +122,12 @@ def names(folder: Path) -> list[str]:
         inner = os.path.relpath(parent, folder)
         found += [os.path.normpath(os.path.join(inner, name)) for name in files]
     kept = [name for name in found if not name.endswith((".partial", TERM, "lock"))]
-    return sorted(kept, key=lambda name: (not is_log(name), "snapshot-" not in name, name))
+    return sorted(kept, key=lambda name: (not is_log(name), is_small(name), name))
+
+
+def is_small(name: str) -> bool:
+    """Whether a file only tells of others, and is written anew when they change."""
+    return not os.path.basename(name).startswith(("log-", "snapshot-", "gone-"))
 
 
 def is_log(name: str) -> bool:
@@ -130,14 +147,17 @@ def _inside(folder: Path, name: str) -> Path:
     return path
 
 
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else -1
+
+
 def _write_at(path: Path, at: int, data: bytes) -> None:
-    """Write there, and end the file with it."""
+    """Write there; what is behind it stays."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         view = memoryview(data)
         while view:
             written = os.pwrite(fd, view, at)
             view, at = view[written:], at + written
-        os.ftruncate(fd, at)
     finally:
         os.close(fd)

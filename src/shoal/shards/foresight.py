@@ -26,11 +26,13 @@ Batch = Mapping[str, Tensor] | Sequence[Tensor]
 
 @dataclass(frozen=True)
 class _Part:
-    """Some columns of a tensor of a batch: the batch's number in its step, the tensor's in the batch, where in a row
-    they begin (elements), and the shape and strides of what is asked for, but for the number of rows."""
+    """Some columns of a tensor of a batch: the batch's number in its step, the tensor's in the batch, what that tensor
+    is like, where in a row they begin (elements), and the shape and strides of what is asked for, but for the number
+    of rows."""
 
     batch: int
     tensor: int
+    like: tuple[object, ...]
     start: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -39,7 +41,10 @@ class _Part:
         """The same part of other batches."""
         if self.batch >= len(batches):
             return None
-        whole = _tensors(batches[self.batch])[self.tensor]
+        tensors = _tensors(batches[self.batch])
+        if self.tensor >= len(tensors) or _like(tensors[self.tensor]) != self.like:
+            return None
+        whole = tensors[self.tensor]
         return whole.as_strided((len(whole), *self.shape), self.strides, whole.storage_offset() + self.start)
 
 
@@ -80,8 +85,8 @@ class Foresight:
         for key, (table, part) in self._parts.items():
             ids = part.of(batches)
             if ids is not None and ids.numel():
-                unique, places = distinct_of(ids)
-                self._coming[key] = _Ahead(ids, unique, places, self._ask(table, unique, step))
+                unique, places = distinct_of(ids)  # what is computed meanwhile may change the batch
+                self._coming[key] = _Ahead(ids.clone(), unique, places, self._ask(table, unique, step))
 
     def begin(self, batches: Sequence[Batch], step: int) -> None:
         """A step begins, with these."""
@@ -136,8 +141,12 @@ def _part(batches: Sequence[Batch], ids: Tensor) -> _Part | None:
                 continue
             start = (ids.data_ptr() - whole.data_ptr()) // ids.element_size()
             if ids.stride(0) == whole.stride(0) and 0 <= start < whole.stride(0) and _shares(ids, whole):
-                return _Part(number, position, start, tuple(ids.shape[1:]), ids.stride())
+                return _Part(number, position, _like(whole), start, tuple(ids.shape[1:]), ids.stride())
     return None
+
+
+def _like(whole: Tensor) -> tuple[object, ...]:
+    return whole.dtype, whole.shape[1:], whole.stride()
 
 
 def _shares(one: Tensor, other: Tensor) -> bool:

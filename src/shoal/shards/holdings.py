@@ -88,6 +88,12 @@ class Holdings:
             self._holder[holding.buckets] = number
 
     @property
+    def held(self) -> Mask:
+        """(4096,) the buckets that it holds."""
+        found: Mask = self._holder >= 0
+        return found
+
+    @property
     def specs(self) -> Mapping[str, TableSpec]:
         return {spec.name: spec for spec in self._specs}
 
@@ -173,6 +179,7 @@ class Holdings:
         for holding in self.all:
             holding.journal.close()
             self._past.add(holding.folder)
+        self.all = []
         held = self.marked.get(step)
         self.all = self._opened(held.entries if held is not None else [])
         for holding in self.all:

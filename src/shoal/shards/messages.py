@@ -21,8 +21,8 @@ Kind = Literal["write", "whole", "done", "gone"]
 
 
 class Change(msgspec.Struct, frozen=True, array_like=True):
-    """Of a file: bytes from ``at`` on, where it then ends; of one that takes its place, the same; that has taken its
-    place; it is gone."""
+    """``write``: bytes of a file, from ``at`` on; ``whole``: of one that is to take its place; ``done``: that takes its
+    place, being of ``at`` bytes; ``gone``: it is gone."""
 
     file: str
     kind: Kind
@@ -146,10 +146,11 @@ class Look(_Message, frozen=True):
 
 
 class Copy(_Message, frozen=True):
-    """A shard has done this to its files, of which the bytes are the next frame."""
+    """A shard has done this to its files, of which the bytes are the next frame; the ``number``-th of its term."""
 
     shard: str
     term: int
+    number: int
     changes: Sequence[Change]
 
 

@@ -24,7 +24,7 @@ from shoal.comm.calls import Calls, Door, joined, pieces
 from shoal.comm.keys import JobKey
 from shoal.errors import Fault, StoreFault
 from shoal.shards import messages as msg
-from shoal.shards.copies import FOLDER, PIECE_BYTES, TERM, is_log, names, read_term, sum_of
+from shoal.shards.copies import FOLDER, PIECE_BYTES, TERM, is_log, is_small, names, read_term, sum_of
 from shoal.tables.files import write_whole
 
 _ENCODER = msgspec.msgpack.Encoder()
@@ -65,6 +65,7 @@ class Mirror:
         self._pass, self._wanted = 0, 0
         self._changes: Iterator[tuple[msg.Change, bytes]] | None = None
         self._sent: deque[int] = deque()
+        self._number = 0
 
     @property
     def sockets(self) -> Sequence[Door]:
@@ -178,38 +179,47 @@ class Mirror:
         assert self._changes is not None
         while len(self._sent) < _MOST_IN_FLIGHT and (batch := _message(self._changes)):
             changes, datas = zip(*batch, strict=True)
-            self._sent.append(self._ask(msg.Copy(self._shard, self._term, changes), b"".join(datas)))
+            self._number += 1
+            copy = msg.Copy(self._shard, self._term, self._number, changes)
+            self._sent.append(self._ask(copy, b"".join(datas)))
         if not self._sent:
             self.reached, self._changes = self._pass, None
             if self._wanted > self._pass:
                 self._next_pass()
 
     def _look_around(self) -> Iterator[tuple[msg.Change, bytes]]:
+        """All that has changed up to now: what changes while this is under way is the next pass's."""
         here = names(self._folder)
         if read_term(self._folder) != self._term:
             raise StoreFault(f"{self._folder} is gone, or another process writes to it; the copy of it stays")
+        changed: list[tuple[str, _State, bytes]] = []
         for name in here:
-            with suppress(FileNotFoundError):  # the next pass tells of it
-                yield from self._file(name)
+            found = os.stat(self._folder / name)
+            state = _State(found.st_ino, found.st_size, found.st_mtime_ns)
+            if state != self._at_standby.get(name):
+                changed.append((name, state, (self._folder / name).read_bytes() if is_small(name) else b""))
+        for name, state, data in changed:
+            with suppress(FileNotFoundError):  # the next pass tells of that
+                yield from self._file(name, state, data)
         for name in set(self._at_standby) - set(here):
             yield msg.Change(name, "gone", 0, 0), b""
             del self._at_standby[name]
 
-    def _file(self, name: str) -> Iterator[tuple[msg.Change, bytes]]:
-        found = os.stat(self._folder / name)
-        state = _State(found.st_ino, found.st_size, found.st_mtime_ns)
+    def _file(self, name: str, state: _State, data: bytes) -> Iterator[tuple[msg.Change, bytes]]:
         known = self._at_standby.get(name, _State(0, 0, 0))
         if is_log(name) and state.inode == known.inode and state.num_bytes >= known.num_bytes:
-            if state.num_bytes > known.num_bytes:
-                yield from self._parts(name, "write", known.num_bytes, state.num_bytes)
-        elif state != known:
-            yield from self._parts(name, "whole", 0, state.num_bytes)
-            yield msg.Change(name, "done", 0, 0), b""
+            yield from self._parts(name, "write", known.num_bytes, state.num_bytes)
+        elif is_small(name):
+            yield msg.Change(name, "whole", 0, len(data)), data
+            yield msg.Change(name, "done", len(data), 0), b""
+        else:
+            yield from self._parts(name, "whole", 0, max(1, state.num_bytes))
+            yield msg.Change(name, "done", state.num_bytes, 0), b""
         self._at_standby[name] = state
 
     def _parts(self, name: str, kind: msg.Kind, start: int, stop: int) -> Iterator[tuple[msg.Change, bytes]]:
         with (self._folder / name).open("rb") as file:
-            for at in range(start, max(stop, start + 1), PIECE_BYTES):
+            for at in range(start, stop, PIECE_BYTES):
                 file.seek(at)
                 data = file.read(min(PIECE_BYTES, stop - at))
                 yield msg.Change(name, kind, at, len(data)), data

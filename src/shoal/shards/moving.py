@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from shoal.errors import ConfigError, StoreFault
+from shoal.errors import ConfigError, ShoalError, StoreFault
 from shoal.shards import messages as msg
 from shoal.shards.client import Client, map_of, told_of
 from shoal.tables import TableSpec
@@ -23,6 +23,10 @@ _ROWS_A_PART = 20_000
 _MOST_PARTS = 512
 _SMALL_BYTES = 1 << 20
 _MOST_ROUNDS = 5
+
+
+class Torn(ShoalError):
+    """A move was cut off when its source may have let go of the buckets, and before all knew who has them."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,13 @@ def move(client: Client, buckets: Sequence[int], source: str, to: str, addresses
             break
     changed = client.buckets.moved(buckets, to)
     begun_s = time.monotonic()
-    told, body = _handed(client, source, msg.LetGo(name, packed, since, told_of(changed, addresses)))
-    client.tell(to, msg.TakeOver(name, packed, told_of(changed, addresses), told.lengths), body)
-    pause_s = time.monotonic() - begun_s
-    use(client, changed, addresses)
+    try:
+        told, body = _handed(client, source, msg.LetGo(name, packed, since, told_of(changed, addresses)))
+        client.tell(to, msg.TakeOver(name, packed, told_of(changed, addresses), told.lengths), body)
+        pause_s = time.monotonic() - begun_s
+        use(client, changed, addresses)
+    except ShoalError as error:
+        raise Torn(f"a move of buckets from {source} to {to} was cut off in its last moment: {error}") from error
     for part in parts:
         client.tell(source, msg.Forget(name, part))
     return Move(source, to, len(buckets), num_bytes + len(body), pause_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import numpy as np
 
 from shoal.comm.calls import Answerer, Frame, Question, joined, pieces
 from shoal.comm.keys import JobKey
-from shoal.errors import Behind, Bug, ConfigError, ShoalError
+from shoal.errors import Behind, Bug, ConfigError, Fault, ShoalError
 from shoal.shards import messages as msg
 from shoal.shards.client import map_of, told_of
 from shoal.shards.copies import Copies
@@ -239,6 +240,7 @@ class Shard:
                 self._let_go(question, asked)
             case msg.TakeIn():
                 if asked.first:
+                    self._forget_moves()
                     self._coming[asked.move] = self._tables.receive(f"move-{asked.move}")
                 elif asked.move not in self._coming:
                     raise ConfigError(f"nothing of {asked.move} is here; begin with its first part")
@@ -282,6 +284,8 @@ class Shard:
     def _be_gone(self, path: Path) -> _Gone:
         """Serve what was given away no longer; also for who is started in this one's place in the middle of it."""
         gone = msgspec.msgpack.decode(path.read_bytes(), type=_Gone)
+        if gone.map.epoch < self._buckets.epoch:  # they may have come back
+            return gone
         self._use(gone.map)
         self._tables.give_up(unpacked(gone.buckets))
         return gone
@@ -289,7 +293,9 @@ class Shard:
     def _take_over(self, asked: msg.TakeOver, question: Question) -> None:
         if any(holding.folder == f"move-{asked.move}" for holding in self._tables.all):
             return  # it has been
-        journal = self._coming.pop(asked.move, None) or self._tables.reopen(f"move-{asked.move}")
+        if asked.move not in self._coming:
+            self._coming[asked.move] = self._tables.reopen(f"move-{asked.move}")
+        journal = self._coming[asked.move]
         body, at, entries = joined(question.frames[1:]), 0, []
         for length in asked.lengths:
             entries.append(decode(body[at : at + length]))
@@ -297,7 +303,7 @@ class Shard:
         last, *pushes = entries
         assert isinstance(last, Import)
         journal.take_over(last, [push for push in pushes if isinstance(push, Push)])
-        self._tables.add(f"move-{asked.move}", unpacked(asked.buckets), journal)
+        self._tables.add(f"move-{asked.move}", unpacked(asked.buckets), self._coming.pop(asked.move))
         self._use(asked.map)
 
     def _give(self, question: Question, entries: Sequence[Import | Push]) -> None:
@@ -311,9 +317,22 @@ class Shard:
         clocks = {name: meta["clock"] for name, meta in msgspec.json.decode(first.metas).items()}
         return msg.Handed([len(body) for body in bodies], clocks), b"".join(bodies)
 
+    def _forget_moves(self) -> None:
+        """There is one mover: what came of a move before this one will not go on."""
+        for move, journal in self._coming.items():
+            journal.close()
+            shutil.rmtree(self._folder / f"move-{move}", ignore_errors=True)
+        self._coming.clear()
+
     def _use(self, told: msg.Map) -> None:
-        """The map from now on, also for who is started in this one's place."""
+        """The map from now on, also for who is started in this one's place. ``Fault`` for one by which this shard has
+        buckets that it does not hold."""
         if told.epoch > self._buckets.epoch:
+            if self._holdings is not None and self.name in told.shards:
+                mine = map_of(told).owners == told.shards.index(self.name)
+                missing = int((mine & ~self._holdings.held).sum())
+                if missing:
+                    raise Fault(f"shard {self.name} does not hold {missing} of the buckets that a new map gives it")
             write_whole(self._folder / "map", msgspec.msgpack.encode(told))
             self._buckets, self._addresses = map_of(told), self._addresses | told.addresses
 

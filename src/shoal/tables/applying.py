@@ -266,8 +266,8 @@ class InStep:
             return rows
         if step != self.step - 1 or self._last is None:
             raise Fault(f"step {step} cannot be read any more: the tables are at step {self.step}", step=step)
-        if table.spec.name in self._last.weights:
-            known, weights = self._last.weights[table.spec.name]
+        known, weights = self._last.weights.get(table.spec.name, (ids[:0], rows[:0]))
+        if len(known):
             at = np.minimum(np.searchsorted(known, ids), len(known) - 1)
             own = known[at] == ids
             rows[own] = weights[at[own]]

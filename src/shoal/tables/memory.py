@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from shoal.errors import ConfigError
 
+_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0)
+"""What was never written does not count against a fork of this process."""
 _LARGE_BYTES = 1 << 23
 """From here on large pages are asked for: rows are read at random, and each small page is one more thing to look up."""
 
@@ -22,7 +24,7 @@ def zeros(shape: tuple[int, ...], dtype: npt.DTypeLike, *, in_order: bool = Fals
     kind = np.dtype(dtype)
     num_bytes = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
     try:
-        room = mmap.mmap(-1, max(1, num_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        room = mmap.mmap(-1, max(1, num_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
     except (OSError, ValueError, OverflowError) as error:
         raise ConfigError(
             f"a table was to reserve {num_bytes} bytes of memory, and the kernel says: {error}; give it a smaller "

@@ -25,7 +25,7 @@ _GROWTH = 1.25
 _LEAST_PLACES, _MOST_PLACES, _MOST_ROWS = 1024, (1 << 32) - 1, (1 << 31) - 2
 _MOVED_A_PUSH, _MOVED_AN_ID = 4096, 8
 _MOST_GRAVES = 0.25
-_MOST_REMOVALS = 4096
+_MOST_REMOVED = 1 << 20
 _LAST_CLOCK = (1 << 32) - 1
 _MOST_NOTED = 1 << 20
 _WORD_BYTES = 4
@@ -123,7 +123,7 @@ class Table:
         removed = found[:count].copy()
         if count:
             self._removed.append((self.clock, removed))
-        if len(self._removed) > _MOST_REMOVALS:
+        while len(self._removed) > 1 and sum(len(ids) for _, ids in self._removed) > _MOST_REMOVED:
             self._deltas_from = max(self._deltas_from, self._removed.pop(0)[0])
         if self._state[GRAVES] > _MOST_GRAVES * self._num_ids:
             self._grow(0)

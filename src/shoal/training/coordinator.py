@@ -236,6 +236,8 @@ class Coordinator:
 
     def _learn_of_shards(self, shards: dict[str, str]) -> None:
         """One that is found elsewhere now is told of with the next generation, so that one has to begin."""
+        if not shards:  # one of them is being started
+            return
         moved = [name for name, address in shards.items() if self._shards.get(name, address) != address]
         self._shards = shards
         if moved:
