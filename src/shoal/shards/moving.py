@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from shoal.errors import ConfigError, ShoalError, StoreFault
+from shoal.errors import ConfigError, Fault, ShoalError, StoreFault
 from shoal.shards import messages as msg
 from shoal.shards.client import Client, map_of, told_of
 from shoal.tables import TableSpec
@@ -25,7 +25,7 @@ _SMALL_BYTES = 1 << 20
 _MOST_ROUNDS = 5
 
 
-class Torn(ShoalError):
+class Torn(Fault):
     """A move was cut off when its source may have let go of the buckets, and before all knew who has them."""
 
 

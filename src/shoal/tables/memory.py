@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import sys
 from contextlib import suppress
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 from shoal.errors import ConfigError
 
-_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0)
+_NORESERVE = 0x4000 if sys.platform == "linux" else 0  # on x86 and ARM; Python does not name it
 """What was never written does not count against a fork of this process."""
 _LARGE_BYTES = 1 << 23
 """From here on large pages are asked for: rows are read at random, and each small page is one more thing to look up."""
