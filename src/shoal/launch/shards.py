@@ -85,8 +85,9 @@ class ShardCrew:
         self._has_begun = False
         (folder.path / "shards").mkdir(exist_ok=True)
         self._roster, is_new = self._called()
-        self._is_settled, self._spread_over = is_new, set(self._roster.names) if is_new else set()
+        self._is_settled = is_new
         """Whether the shards hold what they did when the step was stored that the run goes on from."""
+        self._spread_over = set(self._roster.names) if is_new else set()
         self._since = since
         try:
             for name in self._roster.names:

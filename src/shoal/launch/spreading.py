@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from shoal.comm.keys import JobKey
 from shoal.errors import ShoalError
+
+if TYPE_CHECKING:
+    from shoal.tables.buckets import BucketMap
 
 _PATIENCE_S = 60.0
 _HOT = 1.5
@@ -76,10 +80,7 @@ class Spreading(threading.Thread):
             client.close()
 
 
-def _is_hot(loads: Mapping[int, float], buckets: object) -> bool:
+def _is_hot(loads: Mapping[int, float], buckets: BucketMap) -> bool:
     """Whether a shard is asked for much more than the others."""
-    from shoal.tables.buckets import BucketMap
-
-    assert isinstance(buckets, BucketMap)
     own = [sum(loads[bucket] for bucket in buckets.buckets(shard)) for shard in buckets.shards]
     return len(own) > 1 and sum(own) > _LEAST_ASKED and max(own) > _HOT * sum(own) / len(own)
