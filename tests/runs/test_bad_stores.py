@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -75,24 +74,9 @@ def test_a_run_whose_last_version_cannot_be_stored_fails_and_keeps_the_one_befor
     assert resumed.outcome == "done" and read_version(resumed).step == 30
 
 
-@pytest.fixture(name="small_disk")
-def _small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 256 KiB."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(path)]
-    try:
-        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("there is no mount here")
-    if mounted.returncode:
-        pytest.skip(f"a small disk cannot be mounted: {mounted.stderr.strip()}")
-    yield path
-    subprocess.run(["umount", str(path)], check=True)
-
-
 def test_training_goes_on_over_a_full_disk_and_the_last_good_version_stays(small_disk):
-    filler = small_disk / "filler"
+    disk = small_disk("256k")
+    filler = disk / "filler"
 
     def meddle(step: int) -> None:
         if step == 19:
@@ -105,7 +89,7 @@ def test_training_goes_on_over_a_full_disk_and_the_last_good_version_stays(small
             filler.unlink()
 
     job = make_job(Meddling(step_s=STEP_S, meddle=meddle), steps=50, storing=STORING)
-    options = shoal.TrainOptions(store=str(small_disk), quiet=True)
+    options = shoal.TrainOptions(store=str(disk), quiet=True)
     run = shoal.train(job, name="run", options=options)
     assert run.outcome == "done"
     failed = events_of(run.path, "store_failed")

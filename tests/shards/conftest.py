@@ -66,7 +66,7 @@ def shards(tmp_path) -> Iterator[Callable[..., Shards]]:
 
     def make(num: int = 2, **how) -> Shards:
         folder = tmp_path / str(len(made))
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         made.append(Shards(folder, num, how))
         return made[-1]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -81,6 +83,40 @@ def test_nothing_is_acknowledged_while_the_standby_is_away_and_all_of_it_afterwa
     thread.join(60)
     assert done.is_set()
     equal(pulled(client), plain([push_of(0), push_of(1)]))
+
+
+def test_a_standby_whose_disk_is_full_has_pushes_refused_with_the_reason_until_there_is_room(
+    shards, small_disk, tmp_path
+):
+    disk = small_disk("1m")
+    copies = tmp_path / "0" / "s1" / "copies"
+    copies.parent.mkdir(parents=True)
+    copies.symlink_to(disk)
+    cluster = shards(2, durability="replica")
+    client = cluster.client()
+    client.open(SPECS)
+    settled(client, 0)
+    filler = disk / "filler"
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    refused, reason = next((step, why) for step in range(1, 1000) if (why := refusal(client, step)))
+    assert re.search(r"s0.* could not be written: No space left on device; free some of its disk", reason)
+    filler.unlink()
+    while refusal(client, refused):  # the standby is asked once a second
+        time.sleep(0.05)
+    assert client.standings()["s0"].figures["standby_trouble"] == ""
+    equal(pulled(client), plain([push_of(step) for step in range(refused + 1)]))
+    assert listing(cluster.folder / "s0") == listing(disk / "s0")
+
+
+def refusal(client, step):
+    """Why a push is not kept; empty if it is."""
+    try:
+        settled(client, step)
+    except StoreFault as error:
+        return str(error)
+    return ""
 
 
 def test_a_process_that_has_been_replaced_ends_when_it_hears_of_it(shards, tmp_path):

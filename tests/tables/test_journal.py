@@ -222,7 +222,8 @@ def fits(journal, push):
 
 
 def test_a_full_disk_refuses_pushes_and_snapshots_and_loses_nothing(small_disk, tmp_path):
-    journal = opened(small_disk)
+    disk = small_disk("1m")
+    journal = opened(disk)
     step = next(step for step in range(10_000) if not fits(journal, push_of(step)))
     assert step > 50 and journal.applier.book.cursor(0) == 8 * step
     with pytest.raises(StoreFault, match="could not be written"):
@@ -231,7 +232,7 @@ def test_a_full_disk_refuses_pushes_and_snapshots_and_loses_nothing(small_disk, 
         journal.push(push_of(step))
     equal(journal, undisturbed(tmp_path / "calm", [push_of(number) for number in range(step)]))
     journal.close()
-    again = opened(small_disk)
+    again = opened(disk)
     equal(again, journal)
     again.close()
 

@@ -97,7 +97,7 @@ def test_an_empty_record_is_refused(path):
 
 
 def test_a_full_disk_refuses_a_record_and_keeps_those_before(small_disk):
-    with Log(small_disk / "log") as log:
+    with Log(small_disk("1m") / "log") as log:
         log.append(b"x" * 900_000)
         with pytest.raises(StoreFault, match="No space left on device; free some of its disk"):
             log.append(b"y" * 900_000)

@@ -7,7 +7,6 @@ import resource
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -52,28 +51,18 @@ def test_a_process_killed_while_it_writes_loses_nothing_that_it_had_written(tmp_
     assert len(list(tmp_path.rglob("*"))) == 1 + 2 * 4  # no drafts, no halves
 
 
-@pytest.fixture(name="small_disk")
-def _small_disk(tmp_path: Path):
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(tmp_path)], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"a file system of 8 MB cannot be mounted here: {mounted.stderr.strip()}")
-    yield tmp_path
-    subprocess.run(["umount", str(tmp_path)], check=True)
-
-
 def test_a_full_disk_leaves_the_last_good_version_and_heals_once_there_is_room(small_disk):
-    versions = versions_in(small_disk, keep_last=1)
+    disk = small_disk("8m")
+    versions = versions_in(disk, keep_last=1)
     versions.write(big(1, 2 * _MEGABYTE))
-    filler = small_disk / "filler"
+    filler = disk / "filler"
     filler.write_bytes(bytes(5 * _MEGABYTE))
     with pytest.raises(StoreFault, match=r"(?i)^no space left on device: cannot write .*/model-"):
         versions.write(big(2, 2 * _MEGABYTE))
     assert versions.read_newest_good()[0].step == 1
     filler.unlink()
     versions.write(big(3, 2 * _MEGABYTE))
-    assert versions.steps() == [3] and len(list((small_disk / "versions").iterdir())) == 1
+    assert versions.steps() == [3] and len(list((disk / "versions").iterdir())) == 1
 
 
 def test_a_limit_on_file_size_leaves_the_last_good_version(tmp_path):

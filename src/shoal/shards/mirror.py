@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
@@ -30,6 +31,8 @@ from shoal.tables.files import write_whole
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(msg.Answer)
 _MOST_IN_FLIGHT = 8
+_RETRY_S = 1.0
+"""So long after a beginning, at least, comes the next one with the same standby."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,16 @@ class Mirror:
         self.standby = ""
         self.restored_bytes = 0
         """So much was taken back from the standby, for the folder was not there or was older."""
+        self.trouble = ""
+        """Why the standby cannot keep what it is sent; empty once it can."""
         self._shard = shard
         self._folder = folder
         self._calls = Calls(key, {})
         self._term = read_term(folder)
         self._has_claimed = False
         self._beginning: Generator[int, tuple[msg.Answer, bytes], None] | None = None
+        self._again_at_s: float | None = None
+        self._began_at_s = 0.0
         self._asked = 0
         self._at_standby: dict[str, _State] = {}
         self._pass, self._wanted = 0, 0
@@ -91,24 +98,34 @@ class Mirror:
         """Take what has come, and send what is next."""
         self._calls.take()
         try:
-            if self._beginning is not None:
+            if self._again_at_s is not None:
+                if time.monotonic() >= self._again_at_s:
+                    self._begin()
+            elif self._beginning is not None:
                 self._go_on_beginning()
             elif self._changes is not None:
                 self._go_on()
             elif self._wanted > self._pass and self.is_begun:
                 self._next_pass()
-        except _Lost:
-            self._begin()
+        except _Lost as lost:
+            self._stop()
+            self._again_at_s = self._began_at_s + _RETRY_S
+            self.trouble = lost.reason
 
     # From where on
 
     def _begin(self) -> None:
         """Learn what the standby has; the first time, also whether this folder is the newest."""
-        self._calls.forget_all()
-        self._sent.clear()
-        self._changes = None
+        self._stop()
+        self._began_at_s, self._again_at_s = time.monotonic(), None
         self._beginning = self._found()
         self._asked = next(self._beginning)
+
+    def _stop(self) -> None:
+        """Whatever is under way is of no use."""
+        self._calls.forget_all()
+        self._sent.clear()
+        self._changes = self._beginning = None
 
     def _go_on_beginning(self) -> None:
         while self._beginning is not None and (frames := self._calls.answer(self._asked)) is not None:
@@ -183,7 +200,7 @@ class Mirror:
             copy = msg.Copy(self._shard, self._term, self._number, changes)
             self._sent.append(self._ask(copy, b"".join(datas)))
         if not self._sent:
-            self.reached, self._changes = self._pass, None
+            self.reached, self._changes, self.trouble = self._pass, None, ""
             if self._wanted > self._pass:
                 self._next_pass()
 
@@ -232,7 +249,11 @@ class Mirror:
 
 
 class _Lost(Exception):
-    """The standby does not have what it was sent: it has been replaced, or has failed to write it."""
+    """The standby does not have what it was sent: it has been replaced, or, for a ``reason``, could not write it."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 def _message(changes: Iterator[tuple[msg.Change, bytes]]) -> list[tuple[msg.Change, bytes]]:
@@ -250,5 +271,5 @@ def _checked(head: Any) -> msg.Answer:
     if isinstance(answer, msg.Refused):
         if answer.kind == "Fault":
             raise Fault(answer.reason)
-        raise _Lost(answer.reason)
+        raise _Lost(answer.reason if answer.kind == "StoreFault" else "")
     return answer

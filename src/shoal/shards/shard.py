@@ -161,6 +161,8 @@ class Shard:
         while self._held and self._held[0][0] <= mirror.reached:
             _, question, (head, *frames) = self._held.popleft()
             self._answerer.answer(question, bytes(head), *frames)
+        while self._held and mirror.trouble:
+            self._answer(self._held.popleft()[1], msg.Refused("StoreFault", mirror.trouble))
 
     def close(self) -> None:
         if self._mirror is not None:
@@ -433,8 +435,9 @@ class Shard:
         figures["log_bytes"] = sum(holding.journal.log_bytes for holding in held.all)
         figures["buckets"] = sum(int(holding.buckets.sum()) for holding in held.all)
         if self._mirror is not None:
-            figures["standby"] = self._mirror.standby
-            figures["restored_bytes"] = self._mirror.restored_bytes
+            mirror = self._mirror
+            figures |= {"standby": mirror.standby, "standby_trouble": mirror.trouble}
+            figures["restored_bytes"] = mirror.restored_bytes
         figures["staleness"] = {str(steps): count for steps, count in sorted(self._staleness.items())}
         figures |= {"zombies": self._num_zombies, "again": self._num_again}
         if held.main.torn is not None:
