@@ -20,7 +20,7 @@ from benchmarks.accuracy_traces import Trace
 from benchmarks.machine import REPOSITORY
 from shoal.comm import messages as msg
 from shoal.events import read_events
-from shoal.lab import Host, Lab, LabSpec
+from shoal.lab import Lab, LabSpec
 from shoal.training.commanding import command
 from shoal.training.folder import RunFolder
 
@@ -114,11 +114,12 @@ def spec(link: str) -> LabSpec:
     return LabSpec(hosts=HOSTS, link=link, warm=True)
 
 
-def plain(host: Host, folder: Path, *, evaluate_from: int) -> Trace:
+def plain(folder: Path, *, evaluate_from: int) -> Trace:
     """DDP's optimisation in one process and without an exchange: for its steps, not for its time."""
     place = Path(tempfile.mkdtemp(dir=folder))
     worker = _worker("--evaluate-from", str(evaluate_from))
-    host.run(worker(0, 1, place), ENVIRONMENT, cwd=REPOSITORY, check=True, timeout=LIMIT_S)
+    command, environment = worker(0, 1, place), os.environ | ENVIRONMENT
+    subprocess.run(command, env=environment, cwd=REPOSITORY, check=True, timeout=LIMIT_S, stdout=subprocess.DEVNULL)
     return accuracy_traces.trace("plain", read_events(place / "events.jsonl")[0])
 
 

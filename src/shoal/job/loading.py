@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -60,13 +62,14 @@ def files_of(path: Path) -> list[Path]:
     """The code of a job that has been loaded: its file, and every module in the file's folder that it has imported."""
     folder = path.resolve().parent
     files = {path.resolve()}
+    is_near = functools.cache(lambda place: folder in (real := Path(place).resolve(), *real.parents))
     for module in list(sys.modules.values()):
-        file = getattr(module, "__file__", None)
+        file = getattr(module, "__file__", None) or ""
         # Some modules name files that are not there, such as torch.classes' "_classes.py".
-        if file and Path(file).is_absolute() and Path(file).suffix == ".py" and folder in Path(file).resolve().parents:
+        if os.path.isabs(file) and file.endswith(".py") and is_near(os.path.dirname(file)):
             files.add(Path(file).resolve())
     own = Path(__file__).resolve().parents[1]
-    return sorted(f for f in files if own not in f.parents and "site-packages" not in f.parts)
+    return sorted(f for f in files if folder in f.parents and own not in f.parents and "site-packages" not in f.parts)
 
 
 def hash_job(path: Path) -> str:

@@ -19,8 +19,12 @@ from shoal.lab.records import HostRecord, LabRecord, Process
 from shoal.lab.spec import HostSpec, LabSpec, Link
 
 _END_S = 10.0
-_TAKE_LONG = ("numba", "torch", "torch._dynamo")
-"""To import; the first optimizer of a process imports the last. None of them starts a thread by that."""
+_TAKE_LONG = (
+    "torch", "torch._dynamo",
+    "numba.core.registry:cpu_target.typing_context.refresh", "numba.core.registry:cpu_target.target_context.refresh",
+)  # fmt: skip
+"""To import, or to call: what the first optimizer of a process and its first compiled loop do. None of them starts a
+thread by that."""
 
 
 def claim(name: str, hosts: Sequence[HostSpec], owner: Process | None) -> LabRecord:

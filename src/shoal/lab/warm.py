@@ -235,6 +235,16 @@ def _take_the_place_of(pid: int, group: str, fds: list[int]) -> None:
         os.close(space)
 
 
+def _load(words: str) -> None:
+    """Import a module; ``MODULE:NAME.NAME``: and call what is there."""
+    module, _, names = words.partition(":")
+    found: Any = importlib.import_module(module)
+    for name in filter(None, names.split(".")):
+        found = getattr(found, name)
+    if names:
+        found()
+
+
 def main() -> None:
     what, path, *rest = sys.argv[1:]
     if what == "run":
@@ -242,8 +252,8 @@ def main() -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen(64)
-    for module in rest:
-        importlib.import_module(module)
+    for words in rest:
+        _load(words)
     Server(listener).serve().be()
 
 

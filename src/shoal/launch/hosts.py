@@ -4,7 +4,8 @@
 ``driver`` is the address at which the hosts reach this machine; ``exec`` are the words before a command that run it on
 the host, in this folder. Job, key and data are at the same paths there: code does not travel.
 
-``python -m shoal.launch.hosts`` is the host's end: a nursery, which ends with its workers when its input does.
+``python -m shoal.launch.hosts`` is the host's end: a nursery, which ends with its workers when its input does. Those
+that workers will start on load the job and try it before there is a run.
 """
 
 from __future__ import annotations
@@ -21,17 +22,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, NoReturn
 
 import msgspec
 
-from shoal.errors import Bug, ConfigError
+from shoal.errors import Bug, ConfigError, ShoalError
 from shoal.launch.fleet import Gone, Place
-from shoal.launch.nursery import Command, Nursery, Start, warm_up
+from shoal.launch.nursery import Command, Nursery, Start, first_answer, warm_up
 from shoal.training.folder import RunFolder
 
 VARIABLE = "SHOAL_HOSTS"
 
+_TRY = "--try"
+_LAST_WORDS_S = 2.0
 _PROBE_S = 0.3
 _PROBED_PORT = 9
 
@@ -95,6 +99,9 @@ class _Ward:
     child: subprocess.Popen[bytes]
     workers: dict[str, int] = field(default_factory=dict)
     """Their process ids; 0 until they are known."""
+    said: list[bytes] = field(default_factory=list)
+    """Its output, as long as there is no log for it."""
+    has_said_all: threading.Event = field(default_factory=threading.Event)
 
     def tell(self, command: Command) -> None:
         """One that has ended is told nothing; its reader says so."""
@@ -111,14 +118,14 @@ class _Ward:
 
 
 class HostsFleet:
-    """Has a nursery on every host that has had a worker: the first there takes the seconds in which torch loads, and
-    each after it about 50 ms. A worker starts on the least used host that answers.
+    """Has a nursery on every host that has had a worker: to load torch there takes seconds, and a worker after that
+    about 50 ms. A worker starts on the least used host that answers. The first ``num_workers`` hosts load the job now.
 
-    ``about`` is what the record holds of the job. A worker has one thread unless the job says otherwise.
+    ``about`` is what the record holds of the job; ``ConfigError`` if it cannot be run. A worker has one thread unless
+    the job says otherwise.
     """
 
-    def __init__(self, about: dict[str, Any], job_file: Path, settings: Sequence[str]) -> None:
-        self.about = about
+    def __init__(self, job_file: Path, settings: Sequence[str], num_workers: int) -> None:
         self._hosts = Hosts.of_environment()
         self.host = self._hosts.driver
         self._job_file = str(job_file.resolve())
@@ -130,10 +137,39 @@ class HostsFleet:
         read_end, self._waker = os.pipe()
         os.set_blocking(read_end, False)
         self.wake_fd: int | None = read_end
+        self._answers: SimpleQueue[tuple[_Ward, dict[str, Any]]] = SimpleQueue()
+        try:
+            self.about = self._loaded(num_workers)
+        except BaseException:
+            self.close()
+            raise
+
+    def _loaded(self, num_workers: int) -> dict[str, Any]:
+        """What is said of the job by the first host to have tried it."""
+        live = live_hosts(self._hosts.hosts)
+        hosts = [host for host in self._hosts.hosts if host.name in live] or self._hosts.hosts
+        num_trying = len([self._new_ward(host, _TRY) for host in hosts[:num_workers]])
+        while True:
+            ward, answer = self._answers.get()
+            num_trying -= "ended" in answer
+            if "ended" not in answer or not num_trying:
+                break
+        try:
+            return first_answer(answer)
+        except ShoalError:
+            ward.end()
+            ward.has_said_all.wait(_LAST_WORDS_S)
+            sys.stderr.buffer.write(b"".join(ward.said))
+            raise
 
     def settle(self, folder: RunFolder, record: dict[str, Any], say: Callable[[str], None]) -> None:
         """Where the run is that workers are started for."""
-        self._folder, self._record = folder, record
+        self._record = record
+        with self._lock:
+            self._folder = folder
+            wards = list(self._wards.values())
+        for ward in wards:
+            self._write_log(ward)
         say(f"workers start on {', '.join(host.name for host in self._hosts.hosts)} ({VARIABLE})")
 
     def places(self) -> list[Place]:
@@ -156,21 +192,37 @@ class HostsFleet:
 
     def _ward(self, host: Host) -> _Ward:
         """The host's nursery; a new one, where there is none that lives."""
-        assert self._folder is not None
         with self._lock:
             found = self._wards.get(host.name)
-        if found is not None and found.child.poll() is None:
-            return found
-        with self._folder.log_path(f"nursery-{host.name}").open("ab") as log:
-            child = subprocess.Popen(
-                [*host.exec, sys.executable, "-m", "shoal.launch.hosts", self._job_file, *self._settings],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True,
-            )  # fmt: skip
+        return found if found is not None and found.child.poll() is None else self._new_ward(host)
+
+    def _new_ward(self, host: Host, *flags: str) -> _Ward:
+        child = subprocess.Popen(
+            [*host.exec, sys.executable, "-m", "shoal.launch.hosts", *flags, self._job_file, *self._settings],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
         ward = _Ward(host, child)
         with self._lock:
             self._wards[host.name] = ward
-        threading.Thread(target=self._read, args=(ward,), name=f"reads {host.name}", daemon=True).start()
+        for reads in (self._read, self._listen):
+            threading.Thread(target=reads, args=(ward,), name=f"reads {host.name}", daemon=True).start()
         return ward
+
+    def _listen(self, ward: _Ward) -> None:
+        """Its output goes to a log of the run's, and is kept until there is one."""
+        assert ward.child.stderr is not None
+        with ward.child.stderr as output:
+            for line in output:
+                self._write_log(ward, line)
+        ward.has_said_all.set()
+
+    def _write_log(self, ward: _Ward, line: bytes = b"") -> None:
+        with self._lock:
+            ward.said.append(line)
+            if self._folder is not None:
+                with self._folder.log_path(f"nursery-{ward.host.name}").open("ab") as log:
+                    log.write(b"".join(ward.said))
+                ward.said.clear()
 
     def _told(self, name: str, address: str, host: Host) -> Start:
         assert self._folder is not None
@@ -187,9 +239,11 @@ class HostsFleet:
 
     def _read(self, ward: _Ward) -> None:
         """What a nursery answers, to its end, which is that of its workers too."""
-        assert ward.child.stdout is not None and self._folder is not None
+        assert ward.child.stdout is not None
         for line in ward.child.stdout:
             answer = msgspec.json.decode(line)
+            if "ready" in answer or "refused" in answer:
+                self._answers.put((ward, answer))
             if "started" in answer:
                 with self._lock:
                     if answer["started"] in ward.workers:
@@ -198,9 +252,11 @@ class HostsFleet:
                 self._tell_ended(ward, answer["exited"], answer["reason"])
             elif "refused" in answer:
                 for name in list(ward.workers):
+                    assert self._folder is not None
                     self._folder.log_path(name).write_text(f"error: {answer['refused']['message']}\n")
                     self._tell_ended(ward, name, f"exited with {answer['refused']['exit_code']}")
         ward.child.wait()
+        self._answers.put((ward, {"ended": f"the process that was to load the job on {ward.host.name} has ended"}))
         for name in list(ward.workers):
             self._tell_ended(ward, name, f"the process that starts workers on {ward.host.name} has ended")
 
@@ -247,14 +303,15 @@ class HostsFleet:
 
 
 def main() -> NoReturn:
-    """``python -m shoal.launch.hosts JOB_FILE [FIELD=VALUE ...]``: a nursery, on a host."""
-    path, settings = Path(sys.argv[1]), sys.argv[2:]
+    """``python -m shoal.launch.hosts [--try] JOB_FILE [FIELD=VALUE ...]``: a nursery, on a host."""
+    tries, words = sys.argv[1] == _TRY, [word for word in sys.argv[1:] if word != _TRY]
+    path, settings = Path(words[0]), words[1:]
 
     def load() -> tuple[Any, dict[str, Any]]:
         warm_up()
-        from shoal.launch.rehearsal import prepared
+        from shoal.launch.rehearsal import prepared, tried
 
-        return prepared(path, settings)[0], {}
+        return tried(path, settings) if tries else (prepared(path, settings)[0], {})
 
     answers = os.dup(1)
     os.dup2(2, 1)

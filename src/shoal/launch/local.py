@@ -11,9 +11,9 @@ from typing import Any
 
 import msgspec
 
-from shoal.errors import Bug, ConfigError, ShoalError
+from shoal.errors import Bug, ShoalError
 from shoal.launch.fleet import Gone, Place
-from shoal.launch.nursery import Command, Lines, Nursery, Start
+from shoal.launch.nursery import Command, Lines, Nursery, Start, first_answer
 from shoal.training.folder import RunFolder
 
 
@@ -74,13 +74,8 @@ class LocalFleet:
         while not lines:
             lines = self._lines.read()
             if lines is None:
-                raise ShoalError("the process that was to load the job has ended; its output above says why")
-        answer = msgspec.json.decode(lines[0])
-        if "refused" in answer:
-            kind = ConfigError if answer["refused"]["exit_code"] == ConfigError.exit_code else ShoalError
-            raise kind(answer["refused"]["message"])
-        about: dict[str, Any] = answer["ready"]
-        return about
+                return first_answer({"ended": "the process that was to load the job has ended"})
+        return first_answer(msgspec.json.decode(lines[0]))
 
     def settle(self, folder: RunFolder, record: dict[str, Any], say: Callable[[str], None]) -> None:
         """Where the run is that workers are started for."""

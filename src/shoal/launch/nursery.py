@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from shoal.errors import ShoalError
+from shoal.errors import ConfigError, ShoalError
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True):
@@ -182,6 +182,17 @@ def _be_worker(job: Any, start: Start) -> int:
     return work(job, assignment)
 
 
+def first_answer(answer: dict[str, Any]) -> dict[str, Any]:
+    """What a nursery says of the job once it has tried it. ``ShoalError``: why it has not."""
+    if "ended" in answer:
+        raise ShoalError(f"{answer['ended']}; its output above says why")
+    if "refused" in answer:
+        kind = ConfigError if answer["refused"]["exit_code"] == ConfigError.exit_code else ShoalError
+        raise kind(answer["refused"]["message"])
+    about: dict[str, Any] = answer["ready"]
+    return about
+
+
 def warm_up() -> None:
     """Import what every worker needs, before any is forked. Torch gets one thread, so that it starts none here."""
     import torch
@@ -198,11 +209,9 @@ def main() -> NoReturn:
 
     def load() -> tuple[Any, dict[str, Any]]:
         warm_up()
-        from shoal.job.loading import files_of
-        from shoal.launch.rehearsal import about, prepared
+        from shoal.launch.rehearsal import tried
 
-        job, job_hash = prepared(path, settings)
-        return job, about(job, job_hash, settings) | {"files": [str(file) for file in files_of(path)]}
+        return tried(path, settings)
 
     answers = os.dup(1)
     os.dup2(2, 1)

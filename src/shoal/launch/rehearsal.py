@@ -15,6 +15,7 @@ import torch
 from shoal.codecs import warm_up
 from shoal.errors import ConfigError, ShoalError
 from shoal.job import Job, describe, hash_job, load_job, override, parse_settings
+from shoal.job.loading import files_of
 from shoal.lanes import Order
 from shoal.shards import has_tables
 from shoal.sources import Source
@@ -24,6 +25,12 @@ from shoal.training.kit import plan_steps
 from shoal.training.replica import Replica
 
 _SAMPLES = 2
+
+
+def tried(path: Path, settings: Sequence[str]) -> tuple[Job, dict[str, Any]]:
+    """The file's job with the settings, and what a run's record holds of it."""
+    job, job_hash = prepared(path, settings)
+    return job, about(job, job_hash, settings) | {"files": [str(file) for file in files_of(path)]}
 
 
 def prepared(path: Path, settings: Sequence[str]) -> tuple[Job, str]:

@@ -130,7 +130,7 @@ def train(
     """
     options = options or TrainOptions()
     size = Size.parse(workers)
-    fleet = _fleet_for(job, on, settings, options)
+    fleet = _fleet_for(job, on, size.target, settings, options)
     try:
         folder = _new_folder(_stem(job), name)
         record = fleet.about | {
@@ -196,8 +196,8 @@ def resume(
         raise ConfigError(
             f"{folder.name} was started from Python; resume it there: shoal.resume({folder.name!r}, job=job)"
         )
-    fleet = _fleet_for(source, record["on"], settings, options)
     size = Size.parse(workers) if workers is not None else None
+    fleet = _fleet_for(source, record["on"], size.target if size else record["workers"], settings, options)
     record |= fleet.about
     if options.listen is not None:
         record["listen"] = options.listen
@@ -307,21 +307,21 @@ def _new_folder(stem: str, name: str | None) -> RunFolder:
     raise ConfigError(f"there is a run named {name or stamp} in {base} already; `shoal train --resume` goes on with it")
 
 
-def _fleet_for(job: Job | str | Path, on: str, settings: Sequence[str], options: TrainOptions) -> Any:
+def _fleet_for(job: Job | str | Path, on: str, num_workers: int, settings: Sequence[str], options: TrainOptions) -> Any:
     if on not in ("local", "hosts", "ray", "manual"):
         raise ConfigError(f"on must be local, hosts, ray or manual, not {on!r}")
     if not isinstance(job, str | Path):
         if on != "local":
             raise ConfigError(f"on={on!r} needs a job file, since its code must travel to other machines")
         return _fleet_of_value(job, settings)
+    if on == "hosts":
+        from shoal.launch.hosts import HostsFleet
+
+        return HostsFleet(Path(job), settings, num_workers)
     local = LocalFleet.of_file(Path(job), settings)
     if on == "local":
         return local
     local.close()
-    if on == "hosts":
-        from shoal.launch.hosts import HostsFleet
-
-        return HostsFleet(local.about, Path(job), settings)
     if on == "manual":
         from shoal.launch.manual import ManualFleet
 

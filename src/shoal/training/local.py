@@ -152,11 +152,12 @@ class LocalComputer:
             self._local_step(progress, batch)
 
     def _overlap(self, progress: Progress) -> None:
-        """Begin a round while the exchange of the one before goes through its stages, spread over the first steps."""
-        num_stages = self._session.num_stages
-        for stage in range(num_stages):
+        """Begin a round while the exchange of the one before goes through its stages, spread over the first steps: what
+        is on the wire after all but the last of them has steps to travel behind."""
+        num_waits = self._session.num_stages - 1
+        for stage in range(num_waits):
             self._session.advance(stage + 1)
-            self._run(progress, self._session.overlap_steps * (stage + 1) // num_stages)
+            self._run(progress, self._session.overlap_steps * (stage + 1) // num_waits)
 
     def _take(self, progress: Progress) -> LocalBatch:
         """All that this worker's lanes have for the present slot."""
