@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import shoal
-from shoal.errors import ConfigError
+from shoal.errors import ConfigError, ShoalError
 from shoal.events import Event, read_events
 from shoal.lab import Lab
 from shoal.launch.hosts import Host, Hosts, least_used, live_hosts
@@ -76,6 +76,42 @@ def test_without_the_variable_it_says_who_sets_it(monkeypatch):
     monkeypatch.delenv("SHOAL_HOSTS", raising=False)
     with pytest.raises(ConfigError, match="shoal lab run"):
         Hosts.of_environment()
+
+
+@pytest.fixture(name="named")
+def _named(tmp_path, monkeypatch):
+    """Hosts that are all this machine, by the words before a command on each."""
+
+    def name(*words: str) -> None:
+        hosts = [{"name": f"h{n}", "address": "127.0.0.1", "exec": each.split()} for n, each in enumerate(words)]
+        (tmp_path / "hosts.json").write_text(json.dumps({"driver": "127.0.0.1", "hosts": hosts}))
+        monkeypatch.setenv("SHOAL_HOSTS", str(tmp_path / "hosts.json"))
+        monkeypatch.setenv("SHOAL_RUNS", str(tmp_path / "runs"))
+
+    return name
+
+
+def test_a_job_that_no_worker_could_run_is_refused_before_there_is_a_run(named, tmp_path, capfdbinary):
+    job = tmp_path / "job.py"
+    job.write_text("print('loading'); job = 1 / 0")
+    named("env")
+    with pytest.raises(ConfigError, match=r"job\.py:1: ZeroDivisionError"):
+        shoal.train(job, on="hosts", options=shoal.TrainOptions(quiet=True))
+    assert b"loading" in capfdbinary.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_where_no_host_can_start_a_process_it_says_so_and_why(named, tmp_path, capfdbinary):
+    named("cat /no/such/file", "false")
+    with pytest.raises(ShoalError, match=r"was to load the job on h[01] has ended; its output above says why"):
+        shoal.train(JOB, workers=2, on="hosts", options=shoal.TrainOptions(quiet=True))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_words_that_cannot_be_run_are_told(named):
+    named("/no/such/program")
+    with pytest.raises(ConfigError, match=r"/no/such/program, with which SHOAL_HOSTS has h0 run commands: .*No such"):
+        shoal.train(JOB, on="hosts", options=shoal.TrainOptions(quiet=True))
 
 
 @contextmanager

@@ -197,10 +197,13 @@ class HostsFleet:
         return found if found is not None and found.child.poll() is None else self._new_ward(host)
 
     def _new_ward(self, host: Host, *flags: str) -> _Ward:
-        child = subprocess.Popen(
-            [*host.exec, sys.executable, "-m", "shoal.launch.hosts", *flags, self._job_file, *self._settings],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-        )  # fmt: skip
+        command = [*host.exec, sys.executable, "-m", "shoal.launch.hosts", *flags, self._job_file, *self._settings]
+        try:
+            child = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+            )
+        except OSError as error:
+            raise ConfigError(f"{command[0]}, with which {VARIABLE} has {host.name} run commands: {error}") from None
         ward = _Ward(host, child)
         with self._lock:
             self._wards[host.name] = ward
