@@ -29,7 +29,7 @@ import msgspec
 
 from shoal.errors import Bug, ConfigError, ShoalError
 from shoal.launch.fleet import Gone, Place
-from shoal.launch.nursery import Command, Nursery, Start, first_answer, warm_up
+from shoal.launch.nursery import Command, Nursery, Start, first_answer, gpu_for, warm_up
 from shoal.training.folder import RunFolder
 
 VARIABLE = "SHOAL_HOSTS"
@@ -99,6 +99,7 @@ class _Ward:
     child: subprocess.Popen[bytes]
     workers: dict[str, int] = field(default_factory=dict)
     """Their process ids; 0 until they are known."""
+    gpus: dict[str, int | None] = field(default_factory=dict)
     said: list[bytes] = field(default_factory=list)
     """Its output, as long as there is no log for it."""
     has_said_all: threading.Event = field(default_factory=threading.Event)
@@ -183,7 +184,9 @@ class HostsFleet:
             log.write(f"on {ward.host.name}, {ward.host.address}\n".encode())
         with self._lock:
             ward.workers[name] = 0
-        ward.tell(Command(start=self._told(name, address, ward.host)))
+            ward.gpus = {other: gpu for other, gpu in ward.gpus.items() if other in ward.workers}
+            ward.gpus[name] = gpu_for(self.about, ward.gpus.values())
+        ward.tell(Command(start=self._told(name, address, ward)))
 
     def _place(self) -> Host:
         with self._lock:
@@ -227,7 +230,7 @@ class HostsFleet:
                     log.write(b"".join(ward.said))
                 ward.said.clear()
 
-    def _told(self, name: str, address: str, host: Host) -> Start:
+    def _told(self, name: str, address: str, ward: _Ward) -> Start:
         assert self._folder is not None
         return Start(
             name=name,
@@ -235,9 +238,10 @@ class HostsFleet:
             key_path=str(self._folder.key_path),
             store=self._record["store"],
             job_hash=self._record["identity"]["job_hash"],
-            host=host.address,
+            host=ward.host.address,
             log=str(self._folder.log_path(name)),
             num_threads=1,
+            gpu=ward.gpus[name],
         )
 
     def _read(self, ward: _Ward) -> None:

@@ -13,7 +13,7 @@ import msgspec
 
 from shoal.errors import Bug, ShoalError
 from shoal.launch.fleet import Gone, Place
-from shoal.launch.nursery import Command, Lines, Nursery, Start, first_answer
+from shoal.launch.nursery import Command, Lines, Nursery, Start, first_answer, gpu_for
 from shoal.training.folder import RunFolder
 
 
@@ -31,6 +31,7 @@ class LocalFleet:
         self._gone: list[Gone] = []
         self._folder: RunFolder | None = None
         self.pids: dict[str, int] = {}
+        self._gpus: dict[str, int | None] = {}
         try:
             self.about = self._first_answer()
         except BaseException:
@@ -88,6 +89,7 @@ class LocalFleet:
         if self._folder is None:
             raise Bug("settle the fleet before workers are started")
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._gpus[name] = gpu_for(self.about, self._gpus.values())
         start = Start(
             name=name,
             address=address,
@@ -97,6 +99,7 @@ class LocalFleet:
             host=self.host,
             log=str(self._folder.log_path(name)),
             num_threads=self._num_threads or max(1, cores // self._record["workers"]),
+            gpu=self._gpus[name],
         )
         self._say(Command(start=start))
 
@@ -123,6 +126,7 @@ class LocalFleet:
                 self.pids[answer["started"]] = answer["pid"]
             if "exited" in answer:
                 self.pids.pop(answer["exited"], None)
+                self._gpus.pop(answer["exited"], None)
                 gone.append(Gone(answer["exited"], answer["reason"]))
         return gone
 

@@ -12,9 +12,10 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,7 +25,8 @@ from shoal.errors import ConfigError, ShoalError
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True):
-    """A worker to fork. ``log``: where its output goes; ``num_threads``: torch's, unless the job says."""
+    """A worker to fork. ``log``: where its output goes; ``num_threads``: torch's, unless the job says; ``gpu``: which
+    of those that are visible here is its own."""
 
     name: str
     address: str
@@ -34,6 +36,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     log: str
     num_threads: int
+    gpu: int | None = None
 
 
 class Command(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -163,6 +166,10 @@ def _be_worker(job: Any, start: Start) -> int:
         os.dup2(log.fileno(), 2)
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    if start.gpu is not None:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        own = dict(enumerate(visible.split(","))) if visible else {start.gpu: str(start.gpu)}
+        os.environ["CUDA_VISIBLE_DEVICES"] = own.get(start.gpu, "")
 
     import torch
 
@@ -180,6 +187,11 @@ def _be_worker(job: Any, start: Start) -> int:
         host=start.host,
     )
     return work(job, assignment)
+
+
+def gpu_for(about: dict[str, Any], used: Collection[int | None]) -> int | None:
+    """The first GPU that no worker of a place uses, if the job wants one."""
+    return next(n for n in count() if n not in used) if about["job"]["device"] == "cuda" else None
 
 
 def first_answer(answer: dict[str, Any]) -> dict[str, Any]:

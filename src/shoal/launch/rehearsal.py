@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from shoal.job import Job, describe, hash_job, load_job, override, parse_setting
 from shoal.job.loading import files_of
 from shoal.lanes import Order
 from shoal.shards import has_tables
-from shoal.sources import Source
+from shoal.sources import Source, to_device
 from shoal.strategies import Hybrid, ParameterServer
 from shoal.training.computing import loss_of
 from shoal.training.kit import plan_steps
@@ -52,8 +52,8 @@ def compile_loops(job: Job) -> None:
 
 def about(job: Job, job_hash: str, settings: Sequence[str] = ()) -> dict[str, Any]:
     """What a run's record holds of a job that has been rehearsed; ``ConfigError`` says what does not fit."""
-    _in_a_fork(lambda: rehearse(job))
     return {
+        "num_gpus": _in_a_fork(lambda: rehearse(job)),
         "job": describe(job, parse_settings(settings)),
         "settings": list(settings),
         "total_steps": plan_steps(job).total_steps,
@@ -61,8 +61,9 @@ def about(job: Job, job_hash: str, settings: Sequence[str] = ()) -> dict[str, An
     }
 
 
-def rehearse(job: Job) -> None:
-    """Build the model and the optimizer, and compute loss and metrics of two samples."""
+def rehearse(job: Job) -> int:
+    """Build the model and the optimizer, and compute loss and metrics of two samples: how many GPUs are here for that,
+    0 if it wants none."""
     if job.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device 'cuda' was asked for and this machine has none; say device='cpu'")
     replica = _tried("task.model or the optimizer", lambda: Replica(job))
@@ -70,11 +71,12 @@ def rehearse(job: Job) -> None:
     batch = _first_samples(job.train, "train")
     _tried(f"task.loss on {_SAMPLES} training samples", lambda: _loss(job, replica, batch))
     if job.test is not None:
-        batch = _first_samples(job.test, "test")
+        batch = to_device(_first_samples(job.test, "test"), job.device)
         replica.model.eval()
         with torch.no_grad():
             found = _tried(f"task.metrics on {_SAMPLES} test samples", lambda: job.task.metrics(replica.model, batch))
         _tried("task.metrics", lambda: [metric.merge(metric) for metric in found.values()])
+    return torch.cuda.device_count() if job.device == "cuda" else 0
 
 
 def _check_tables(job: Job, replica: Replica) -> None:
@@ -123,14 +125,14 @@ def _tried(what: str, call: Any) -> Any:
         raise ConfigError(f"{what} failed at {place}: {type(error).__name__}: {error}") from error
 
 
-def _in_a_fork(check: Any) -> None:
-    """Run ``check`` in a fork, so that this process stays fit to fork; raise what it raised."""
+def _in_a_fork(check: Callable[[], int]) -> int:
+    """What ``check`` gives in a fork, so that this process stays fit to fork; raises what it raised."""
     ours, theirs = os.pipe()
     pid = os.fork()
     if pid == 0:
-        answer = {"message": "", "exit_code": 0}
+        answer: dict[str, Any] = {"message": "", "exit_code": 0}
         try:
-            check()
+            answer["found"] = check()
         except ShoalError as error:
             answer = {"message": str(error), "exit_code": error.exit_code}
         except BaseException as error:  # noqa: BLE001 - the other process raises it
@@ -146,3 +148,4 @@ def _in_a_fork(check: Any) -> None:
     answer = msgspec.json.decode(data)
     if answer["exit_code"]:
         raise ConfigError(answer["message"]) if answer["exit_code"] == 2 else ShoalError(answer["message"])
+    return int(answer["found"])

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,10 @@ class Size:
         if min(numbers) < 1 or (dots and numbers[0] > numbers[1]):
             raise ConfigError(f"workers must be at least 1, and a range must not fall; {text!r} does not fit")
         return Size(numbers[1], numbers[0], numbers[1]) if dots else Size(numbers[0], 1, max(numbers[0], _MOST_WORKERS))
+
+    def here(self, on: str, num_gpus: int) -> Size:
+        """Never more than there are GPUs on this machine, if each worker on it wants one."""
+        return replace(self, most=min(self.most, num_gpus)) if on == "local" and num_gpus else self
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,7 @@ def train(
     options = options or TrainOptions()
     size = Size.parse(workers)
     fleet = _fleet_for(job, on, size.target, settings, options)
+    size = size.here(on, fleet.about["num_gpus"])
     try:
         folder = _new_folder(_stem(job), name)
         record = fleet.about | {
@@ -196,13 +201,14 @@ def resume(
         raise ConfigError(
             f"{folder.name} was started from Python; resume it there: shoal.resume({folder.name!r}, job=job)"
         )
-    size = Size.parse(workers) if workers is not None else None
-    fleet = _fleet_for(source, record["on"], size.target if size else record["workers"], settings, options)
+    size = Size(record["workers"], record["min_workers"], record["max_workers"])
+    size = size if workers is None else Size.parse(workers)
+    fleet = _fleet_for(source, record["on"], size.target, settings, options)
+    size = size.here(record["on"], fleet.about["num_gpus"])
     record |= fleet.about
     if options.listen is not None:
         record["listen"] = options.listen
-    if size is not None:
-        record |= {"workers": size.target, "min_workers": size.least, "max_workers": size.most}
+    record |= {"workers": size.target, "min_workers": size.least, "max_workers": size.most}
     logs = [p.stem[1:] for p in (folder.path / "logs").glob("w*.log")]
     record["num_started"] = 1 + max((int(number) for number in logs if number.isdigit()), default=-1)
     return drive(folder, record, fleet, options)
@@ -313,14 +319,14 @@ def _fleet_for(job: Job | str | Path, on: str, num_workers: int, settings: Seque
     if not isinstance(job, str | Path):
         if on != "local":
             raise ConfigError(f"on={on!r} needs a job file, since its code must travel to other machines")
-        return _fleet_of_value(job, settings)
+        return _with_gpus(_fleet_of_value(job, settings), num_workers)
     if on == "hosts":
         from shoal.launch.hosts import HostsFleet
 
         return HostsFleet(Path(job), settings, num_workers)
     local = LocalFleet.of_file(Path(job), settings)
     if on == "local":
-        return local
+        return _with_gpus(local, num_workers)
     local.close()
     if on == "manual":
         from shoal.launch.manual import ManualFleet
@@ -329,6 +335,15 @@ def _fleet_for(job: Job | str | Path, on: str, num_workers: int, settings: Seque
     from shoal.launch.ray import RayFleet
 
     return RayFleet(local.about, Path(job), settings)
+
+
+def _with_gpus(fleet: LocalFleet, num_workers: int) -> LocalFleet:
+    """The fleet, if this machine has a GPU for each worker that wants one; else ``ConfigError``."""
+    num_gpus = fleet.about["num_gpus"]
+    if num_gpus and num_workers > num_gpus:
+        fleet.close()
+        raise ConfigError(f"{num_workers} workers with device='cuda' need a GPU each, and there are {num_gpus} here")
+    return fleet
 
 
 def _fleet_of_value(job: Job, settings: Sequence[str]) -> LocalFleet:
