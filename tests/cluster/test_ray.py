@@ -25,6 +25,8 @@ from shoal.launch.ray import RayWorker
 from tests.cluster import nodes
 
 SHOAL = str(Path(sys.executable).with_name("shoal"))
+TABLED = Path(__file__).parents[1] / "runs" / "tabled.py"
+TABLED_SAMPLES = "1280"
 COUNTING = Path(__file__).parents[1] / "runs" / "counting.py"
 PATIENCE_S = 180.0
 TOKEN = "t" * 48
@@ -98,7 +100,7 @@ def hosts(ray: None) -> None:
 
 @pytest.fixture(scope="module")
 def with_tokens(hosts: None) -> Iterator[nodes.Cluster]:
-    samples = {"COUNTING_SAMPLES": "6000", "COUNTING_STEP_S": "0.3"}
+    samples = {"COUNTING_SAMPLES": "6000", "COUNTING_STEP_S": "0.3", "TABLED_SAMPLES": TABLED_SAMPLES}
     with nodes.cluster({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, **samples}) as made:
         made.add(num_cpus=3)
         yield made
@@ -145,6 +147,19 @@ def test_a_killed_worker_and_a_killed_node_lose_no_sample(
     assert counts.min().item() == pytest.approx(1.0)
     assert counts.max().item() == pytest.approx(1.0)
     assert output.count("nodes must share") == 1
+
+
+def test_shards_serve_workers_on_all_nodes(
+    with_tokens: nodes.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = train(with_tokens, TABLED, tmp_path, "--workers", "2")
+    output = training.end()
+    assert training.process.returncode == 0, output
+    monkeypatch.setenv("TABLED_SAMPLES", TABLED_SAMPLES)
+    counts = -32 * shoal.load_model(training.runs / "run").counts(torch.arange(int(TABLED_SAMPLES)))
+    assert torch.equal(counts, torch.ones(int(TABLED_SAMPLES), 1))
+    joined = [event for event in training.events if event["kind"] == "joined"]
+    assert len({event["host"] for event in joined}) == 2
 
 
 def test_without_tokens_a_worker_too_many_waits_for_a_cpu(

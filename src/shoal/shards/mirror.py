@@ -3,13 +3,14 @@ nothing.
 
 What has changed is found by looking at the folder: logs have grown, other files are new, or gone. That is sent in such
 an order that what has come is a folder to start from, whenever the rest does not. What happens while it is under way
-goes with the next pass, so many pushes share one. Whoever writes has a ``term``, one more than the one before it: who
-was given up, and does not know it, is refused.
+goes with the next pass, so many pushes share one. Whoever writes has a ``term``, more than the one before it: who
+was given up, and does not know it, is refused. It is more by a random number, so that no two ever have the same.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import time
 from collections import deque
@@ -31,6 +32,7 @@ from shoal.tables.files import write_whole
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(msg.Answer)
 _MOST_IN_FLIGHT = 8
+_LARGEST_STEP = 1 << 32
 _RETRY_S = 1.0
 """So long after a beginning, at least, comes the next one with the same standby."""
 
@@ -141,7 +143,7 @@ class Mirror:
         if not self._has_claimed:
             if there.term > self._term:
                 yield from self._restore(there)
-            self._term = max(self._term, there.term) + 1
+            self._term = max(self._term, there.term) + 1 + secrets.randbelow(_LARGEST_STEP)
             self._folder.mkdir(parents=True, exist_ok=True)
             write_whole(self._folder / TERM, str(self._term).encode())
             self._has_claimed = True
