@@ -161,7 +161,7 @@ class Stage:
         with Lab(LabSpec(hosts=WORKERS, warm=True)) as lab, self.begin(name, lab) as run:
             story = Story(lab, run)
             story.be_calm(15)
-            story.kill_every_5_s(9, random.Random(self.seed))
+            story.kill_every_5_s(18, random.Random(self.seed))
             if name == "allreduce":
                 story.cut_a_link(2)
             return story.end()

@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import select
+import site
 import subprocess
 import sys
 import threading
@@ -224,7 +225,10 @@ class Loops:
         return list(json.loads(line))
 
     def _ended(self, name: str) -> RuntimeError:
-        said = Path(self._log.name).read_text().strip().splitlines()
+        text = Path(self._log.name).read_text().strip()
+        for place in (site.getsitepackages()[0], str(REPOSITORY)):  # results are for others to read
+            text = text.replace(f"{place}/", "")
+        said = text.splitlines()
         return RuntimeError(f"{name} has ended: {said[-1] if said else 'without a word'}")
 
     def sent_bytes(self, name: str, what: str, num_times: int) -> float:
