@@ -152,14 +152,15 @@ def test_a_killed_worker_and_a_killed_node_lose_no_sample(
 def test_shards_serve_workers_on_all_nodes(
     with_tokens: nodes.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training = train(with_tokens, TABLED, tmp_path, "--workers", "2")
+    other = with_tokens.add(num_cpus=2)
+    training = train(with_tokens, TABLED, tmp_path, "--workers", "4")
     output = training.end()
     assert training.process.returncode == 0, output
     monkeypatch.setenv("TABLED_SAMPLES", TABLED_SAMPLES)
     counts = -32 * shoal.load_model(training.runs / "run").counts(torch.arange(int(TABLED_SAMPLES)))
     assert torch.equal(counts, torch.ones(int(TABLED_SAMPLES), 1))
     joined = [event for event in training.events if event["kind"] == "joined"]
-    assert len({event["host"] for event in joined}) == 2
+    assert {event["host"] for event in joined} == {with_tokens.head.address, other.address}
 
 
 def test_without_tokens_a_worker_too_many_waits_for_a_cpu(

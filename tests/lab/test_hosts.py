@@ -91,9 +91,10 @@ def _named(tmp_path, monkeypatch):
     return name
 
 
-def test_a_job_that_no_worker_could_run_is_refused_before_there_is_a_run(named, tmp_path, capfdbinary):
+def test_a_job_that_no_worker_could_run_is_refused_before_there_is_a_run(named, tmp_path, capfdbinary, monkeypatch):
     job = tmp_path / "job.py"
     job.write_text("print('loading'); job = 1 / 0")
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     named("env")
     with pytest.raises(ConfigError, match=r"job\.py:1: ZeroDivisionError"):
         shoal.train(job, on="hosts", options=shoal.TrainOptions(quiet=True))
@@ -102,9 +103,11 @@ def test_a_job_that_no_worker_could_run_is_refused_before_there_is_a_run(named, 
 
 
 def test_where_no_host_can_start_a_process_it_says_so_and_why(named, tmp_path, capfdbinary):
-    named("cat /no/such/file", "false")
+    named("cat /no/such/file", "echo hello there")
     with pytest.raises(ShoalError, match=r"was to load the job on h[01] has ended; its output above says why"):
         shoal.train(JOB, workers=2, on="hosts", options=shoal.TrainOptions(quiet=True))
+    said = capfdbinary.readouterr().err
+    assert b"/no/such/file" in said and b"hello there" in said
     assert not (tmp_path / "runs").exists()
 
 

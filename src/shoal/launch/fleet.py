@@ -31,7 +31,7 @@ class Fleet(Protocol):
     """A descriptor that can be read when ``gone`` has news, if there is one: it is then asked at once."""
 
     def places(self) -> list[Place]:
-        """Where table shards can be started. ``ConfigError`` where they cannot."""
+        """Where table shards can be started."""
         ...
 
     def start(self, name: str, address: str) -> None:

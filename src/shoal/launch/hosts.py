@@ -21,9 +21,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from io import TextIOWrapper
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import msgspec
 
@@ -158,9 +159,11 @@ class HostsFleet:
         try:
             return first_answer(answer)
         except ShoalError:
-            ward.end()
-            ward.has_said_all.wait(_LAST_WORDS_S)
-            sys.stderr.buffer.write(b"".join(ward.said))
+            for each in self._wards.values() if "ended" in answer else [ward]:
+                each.end()
+                each.has_said_all.wait(_LAST_WORDS_S)
+                sys.stderr.write(b"".join(each.said).decode(errors="replace"))
+            sys.stderr.flush()
             raise
 
     def settle(self, folder: RunFolder, record: dict[str, Any], say: Callable[[str], None]) -> None:
@@ -187,6 +190,8 @@ class HostsFleet:
             ward.gpus = {other: gpu for other, gpu in ward.gpus.items() if other in ward.workers}
             ward.gpus[name] = gpu_for(self.about, ward.gpus.values())
         ward.tell(Command(start=self._told(name, address, ward)))
+        if ward.child.poll() is not None:  # it may have ended before it was to have a worker
+            self._tell_ended(ward, name, f"the process that starts workers on {ward.host.name} has ended")
 
     def _place(self) -> Host:
         with self._lock:
@@ -219,7 +224,8 @@ class HostsFleet:
         assert ward.child.stderr is not None
         with ward.child.stderr as output:
             for line in output:
-                self._write_log(ward, line)
+                with suppress(OSError):
+                    self._write_log(ward, line)
         ward.has_said_all.set()
 
     def _write_log(self, ward: _Ward, line: bytes = b"") -> None:
@@ -248,7 +254,11 @@ class HostsFleet:
         """What a nursery answers, to its end, which is that of its workers too."""
         assert ward.child.stdout is not None
         for line in ward.child.stdout:
-            answer = msgspec.json.decode(line)
+            try:
+                answer = msgspec.json.decode(line, type=dict[str, Any])
+            except msgspec.MsgspecError:  # what a login prints
+                self._write_log(ward, line)
+                continue
             if "ready" in answer or "refused" in answer:
                 self._answers.put((ward, answer))
             if "started" in answer:
@@ -322,6 +332,7 @@ def main() -> NoReturn:
 
     answers = os.dup(1)
     os.dup2(2, 1)
+    cast(TextIOWrapper, sys.stdout).reconfigure(line_buffering=True)
     Nursery(0, answers, load).serve()
     sys.stderr.flush()
     os._exit(0)  # there is nothing to put in order, and an interpreter with torch in it takes seconds to do so

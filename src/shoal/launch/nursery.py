@@ -15,9 +15,10 @@ import threading
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
+from io import TextIOWrapper
 from itertools import count
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import msgspec
 
@@ -227,6 +228,7 @@ def main() -> NoReturn:
 
     answers = os.dup(1)
     os.dup2(2, 1)
+    cast(TextIOWrapper, sys.stdout).reconfigure(line_buffering=True)
     Nursery(0, answers, load).serve()
     sys.stderr.flush()
     os._exit(0)  # there is nothing to put in order, and an interpreter with torch in it takes seconds to do so

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,10 +48,6 @@ class Size:
         if min(numbers) < 1 or (dots and numbers[0] > numbers[1]):
             raise ConfigError(f"workers must be at least 1, and a range must not fall; {text!r} does not fit")
         return Size(numbers[1], numbers[0], numbers[1]) if dots else Size(numbers[0], 1, max(numbers[0], _MOST_WORKERS))
-
-    def here(self, on: str, num_gpus: int) -> Size:
-        """Never more than there are GPUs on this machine, if each worker on it wants one."""
-        return replace(self, most=min(self.most, num_gpus)) if on == "local" and num_gpus else self
 
 
 @dataclass(frozen=True)
@@ -135,7 +131,6 @@ def train(
     options = options or TrainOptions()
     size = Size.parse(workers)
     fleet = _fleet_for(job, on, size.target, settings, options)
-    size = size.here(on, fleet.about["num_gpus"])
     try:
         folder = _new_folder(_stem(job), name)
         record = fleet.about | {
@@ -204,7 +199,6 @@ def resume(
     size = Size(record["workers"], record["min_workers"], record["max_workers"])
     size = size if workers is None else Size.parse(workers)
     fleet = _fleet_for(source, record["on"], size.target, settings, options)
-    size = size.here(record["on"], fleet.about["num_gpus"])
     record |= fleet.about
     if options.listen is not None:
         record["listen"] = options.listen

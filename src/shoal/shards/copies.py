@@ -22,6 +22,8 @@ class Copies:
     def __init__(self, folder: Path) -> None:
         self._folder = folder / FOLDER
         self._done: dict[str, tuple[int, int]] = {}
+        self._failed: dict[str, str] = {}
+        """Why a shard's copy could not be written: what was to come after that is not written either."""
         self._sums: dict[tuple[str, int, int, int], int] = {}
 
     def look(self, asked: msg.Look) -> msg.Listing:
@@ -30,6 +32,7 @@ class Copies:
         term = read_term(own)
         if asked.term:
             _check_term(asked.shard, asked.term, term)
+            self._failed.pop(asked.shard, None)
             own.mkdir(parents=True, exist_ok=True)
             for path in own.rglob("*.partial"):
                 path.unlink()
@@ -46,10 +49,16 @@ class Copies:
             raise Behind(f"nothing of shard {asked.shard} is here for its term {asked.term}")
         if (asked.term, asked.number) <= self._done.get(asked.shard, (0, 0)):
             return
+        if asked.shard in self._failed:
+            raise StoreFault(self._failed[asked.shard])
         at = 0
-        for change in asked.changes:
-            self._do(_inside(own, change.file), change, body[at : at + change.num_bytes])
-            at += change.num_bytes
+        try:
+            for change in asked.changes:
+                self._do(_inside(own, change.file), change, body[at : at + change.num_bytes])
+                at += change.num_bytes
+        except StoreFault as error:
+            self._failed[asked.shard] = str(error)
+            raise
         self._done[asked.shard] = asked.term, asked.number
 
     def _do(self, path: Path, change: msg.Change, data: bytes) -> None:

@@ -33,6 +33,7 @@ _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(msg.Answer)
 _MOST_IN_FLIGHT = 8
 _LARGEST_STEP = 1 << 32
+_PATIENCE_S = 5.0
 _RETRY_S = 1.0
 """So long after a beginning, at least, comes the next one with the same standby."""
 
@@ -61,6 +62,7 @@ class Mirror:
         """So much was taken back from the standby, for the folder was not there or was older."""
         self.trouble = ""
         """Why the standby cannot keep what it is sent; empty once it can."""
+        self._troubled_since_s = 0.0
         self._shard = shard
         self._folder = folder
         self._calls = Calls(key, {})
@@ -89,7 +91,14 @@ class Mirror:
         self.standby = standby
         self._calls.meet(standby, address)
         if is_another:
+            self.trouble = ""
             self._begin()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the standby has not been able to for some seconds, and cannot now."""
+        lasting_s = time.monotonic() - self._troubled_since_s
+        return bool(self.trouble) and self._again_at_s is not None and lasting_s > _PATIENCE_S
 
     def ship(self) -> int:
         """Have the standby hear of what has changed, from the next ``turn`` on: the number that tells when it has."""
@@ -112,6 +121,8 @@ class Mirror:
         except _Lost as lost:
             self._stop()
             self._again_at_s = self._began_at_s + _RETRY_S
+            if not self.trouble:
+                self._troubled_since_s = time.monotonic()
             self.trouble = lost.reason
 
     # From where on

@@ -161,8 +161,22 @@ class Shard:
         while self._held and self._held[0][0] <= mirror.reached:
             _, question, (head, *frames) = self._held.popleft()
             self._answerer.answer(question, bytes(head), *frames)
-        while self._held and mirror.trouble:
-            self._answer(self._held.popleft()[1], msg.Refused("StoreFault", mirror.trouble))
+        if mirror.has_failed:
+            self._refuse_pushes(mirror.trouble)
+
+    def _refuse_pushes(self, reason: str) -> None:
+        """They are applied, and known if they are sent again. What else is held waits on, as long as who asked does;
+        and of a shard that has not begun everything is refused."""
+        held, self._held = self._held, deque()
+        refused = [question for question, _ in self._early] if not self._is_open else []
+        self._early = self._early if self._is_open else []
+        for entry in held:
+            if isinstance(_DECODER.decode(entry[1].frames[0]), msg.Push):
+                refused.append(entry[1])
+            else:
+                self._held.append(entry)
+        for question in refused:
+            self._answer(question, msg.Refused("StoreFault", reason))
 
     def close(self) -> None:
         if self._mirror is not None:

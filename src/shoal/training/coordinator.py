@@ -416,6 +416,11 @@ class Coordinator:
         }  # fmt: skip
 
 
+def _num_gpus(record: dict[str, Any]) -> int:
+    """How many GPUs this machine has for its workers, if each on it wants one; else 0."""
+    return int(record.get("num_gpus", 0)) if record["on"] == "local" else 0
+
+
 def _rules(record: dict[str, Any]) -> tuple[bool, m.Rules]:
     """Whether lanes move for balance, and what the run asks of its membership. Older records say nothing of balance."""
     balance: dict[str, Any] = record["job"].get("balance") or {"enabled": False}
@@ -423,7 +428,7 @@ def _rules(record: dict[str, Any]) -> tuple[bool, m.Rules]:
     return balance["enabled"], m.Rules(
         num_lanes=record["job"]["num_lanes"],
         min_workers=record["min_workers"],
-        max_workers=record["max_workers"],
+        max_workers=min(record["max_workers"], _num_gpus(record) or record["max_workers"]),
         total_steps=record["total_steps"],
         hysteresis=Hysteresis(**{name: balance[name] for name in names if name in balance}),
         in_rounds="sync_every_steps" in record["job"].get("strategy", {}),
