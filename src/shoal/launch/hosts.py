@@ -257,7 +257,8 @@ class HostsFleet:
             try:
                 answer = msgspec.json.decode(line, type=dict[str, Any])
             except msgspec.MsgspecError:  # what a login prints
-                self._write_log(ward, line)
+                with suppress(OSError):
+                    self._write_log(ward, line)
                 continue
             if "ready" in answer or "refused" in answer:
                 self._answers.put((ward, answer))

@@ -165,11 +165,10 @@ class Shard:
             self._refuse_pushes(mirror.trouble)
 
     def _refuse_pushes(self, reason: str) -> None:
-        """They are applied, and known if they are sent again. What else is held waits on, as long as who asked does;
-        and of a shard that has not begun everything is refused."""
+        """Those that are held are applied, and known if they are sent again; what else is held waits on, as long as who
+        asked does. All that came before this shard could begin is refused, too."""
         held, self._held = self._held, deque()
-        refused = [question for question, _ in self._early] if not self._is_open else []
-        self._early = self._early if self._is_open else []
+        refused, self._early = [question for question, _ in self._early], []
         for entry in held:
             if isinstance(_DECODER.decode(entry[1].frames[0]), msg.Push):
                 refused.append(entry[1])
