@@ -84,11 +84,27 @@ def test_a_newcomer_is_given_its_share_and_nothing_else_moves() -> None:
     assert after == {"a": (0, 1), "b": (3, 4), "c": (2, 5)}
 
 
-def test_lanes_that_are_to_stay_are_the_last_to_go() -> None:
-    before = {"a": (0, 1, 6), "b": (2, 3, 7), "c": (4, 5)}
-    assert deal(8, {"a": 1, "b": 1, "c": 1, "new": 1}, before, staying=(6, 7)) == {
-        "a": (0, 6), "b": (2, 7), "c": (4, 5), "new": (1, 3),
+def test_lanes_that_are_to_be_spread_go_to_a_newcomer_as_others_do() -> None:
+    before = {"a": (0, 1, 2, 3, 8, 9), "b": (4, 5, 6, 7, 10, 11)}
+    assert deal(12, {"a": 1, "b": 1, "new": 1}, before, spread=(8, 9, 10, 11)) == {
+        "a": (0, 1, 2, 8), "b": (4, 5, 6, 10), "new": (3, 7, 9, 11),
     }  # fmt: skip
+
+
+@given(st.integers(1, 40), weights, st.data())
+def test_a_worker_gives_up_of_the_lanes_that_are_to_be_spread_as_of_all(
+    num_lanes: int, shares: dict[str, float], data: st.DataObject
+) -> None:
+    assume(any(shares.values()))
+    before = data.draw(deals(num_lanes))
+    spread = data.draw(st.sets(st.sampled_from(range(num_lanes))))
+    after = deal(num_lanes, shares, before, spread)
+    assert num_moved(before, after) == num_moved(before, deal(num_lanes, shares, before))
+    for name, lanes in after.items():
+        kept = set(lanes) & set(before[name])
+        if before[name]:
+            part = len(kept) / len(before[name])
+            assert abs(len(kept & spread) - part * len(set(before[name]) & spread)) <= 0.5
 
 
 def test_the_lane_left_over_stays_with_who_has_it() -> None:

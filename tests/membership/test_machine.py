@@ -119,8 +119,8 @@ def test_who_is_a_step_behind_copies_from_who_is_ahead_and_has_no_lanes_meanwhil
     assert len(redeal) == 1 and len(redeal[0].lanes[B]) == 2
 
 
-def test_lanes_that_lost_their_worker_stay_spread_when_a_newcomer_gets_its_share():
-    rules = Rules(num_lanes=12, min_workers=1, max_workers=4, total_steps=10)
+def test_lanes_that_lost_their_worker_are_spread_over_all_when_a_newcomer_gets_its_share():
+    rules = Rules(num_lanes=36, min_workers=1, max_workers=4, total_steps=10)
     state = running(rules, A, B, C)
     lost = set(state.world.lanes[C])
     state, _ = after(state, Lost(C, "killed"))
@@ -129,8 +129,8 @@ def test_lanes_that_lost_their_worker_stay_spread_when_a_newcomer_gets_its_share
     state, _ = after(state, *reports(state, a=5, b=5))
     assert state.world.lanes[D] == ()
     (redeal,) = only(after(state, Healed(D, state.generation))[1], Redeal)
-    assert counts(redeal.lanes) == {A: 4, B: 4, D: 4}
-    assert lost.isdisjoint(redeal.lanes[D])
+    assert counts(redeal.lanes) == {A: 12, B: 12, D: 12}
+    assert {worker: len(lost & set(lanes)) for worker, lanes in redeal.lanes.items()} == {A: 4, B: 4, D: 4}
 
 
 def test_members_that_hold_less_than_the_store_load_from_it():

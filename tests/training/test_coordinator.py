@@ -137,6 +137,16 @@ def test_a_replacement_learns_from_the_driver_how_many_workers_there_are_to_be(s
     assert wire.to("driver", msg.Wanted)[-1].target == 3
 
 
+@pytest.mark.parametrize(("on", "most"), [("local", 2), ("hosts", 4), (None, 4)])
+def test_a_machine_has_no_more_workers_than_gpus_for_them(store, tmp_path, on, most):
+    record = {**RECORD, "num_gpus": 2, **({"on": on} if on else {})}
+    wire = Wire(*(("driver", msg.Scale(target=target)) for target in (most, most + 1)))
+    all_heard(Coordinator(wire, Generations(store), EventLog(tmp_path / "log"), record, wire.clock))  # type: ignore[arg-type]
+    first, second = wire.to("driver", msg.Answer)
+    assert first.ok
+    assert second.reason == f"this run takes 1 to {most} workers"
+
+
 def test_who_was_let_go_hears_so_again_and_is_not_expelled(store, coordinate, tmp_path):
     beat = msg.Beat(generation=1, step=0, stable_step=0, phase="rest", phase_s=0.0)
     report = msg.Report(generation=1, standing=NOTHING)

@@ -80,8 +80,8 @@ class State:
     enough_time: bool = False
     """The gathering's deadline has passed: start with as few as the rules allow."""
     moved: frozenset[int] = frozenset()
-    """The lanes that last lost their worker: where a part of a round went with it they have twice as much to do in the
-    next, so they stay spread over those who took them rather than go to one newcomer."""
+    """The lanes that last lost their worker: where a part of a round went with it they have more to do in the next, so
+    a newcomer gets no more and no less of them than everyone else."""
     planned: bool = False
     """The halt under way waits for a boundary that all members can name."""
     resumed: bool = False

@@ -418,7 +418,7 @@ class Coordinator:
 
 def _num_gpus(record: dict[str, Any]) -> int:
     """How many GPUs this machine has for its workers, if each on it wants one; else 0."""
-    return int(record.get("num_gpus", 0)) if record["on"] == "local" else 0
+    return int(record.get("num_gpus", 0)) if record.get("on") == "local" else 0
 
 
 def _rules(record: dict[str, Any]) -> tuple[bool, m.Rules]:
