@@ -1,56 +1,36 @@
-"""Calls with bulk in them: a question of a few frames, and its answer.
+"""Calls with bulk in them: a question of a head and a body, and its answer.
 
 A caller asks many servers, has many questions open, and asks again where a connection was lost: so a question must be
-one that may be asked twice. Frames are bytes, and are sent without a copy: they must not change before the answer.
+one that may be asked twice. Bodies are sent without a copy: they must not change before the answer.
 """
 
 from __future__ import annotations
 
-import struct
+import socket
+import ssl
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-import zmq
-from zmq.utils.monitor import parse_monitor_message
-
-from shoal.comm.doorkeeper import Doorkeeper
 from shoal.comm.keys import JobKey
-from shoal.comm.link import listening
-from shoal.errors import ConfigError, LinkFault
+from shoal.comm.streams import Buffer, Loop, Stream, Taken, caller, listener, tune
+from shoal.errors import LinkFault
 
-Frame = bytes | memoryview
-Door = zmq.Socket[bytes]
-"""Where something comes."""
-_NUMBER = struct.Struct("<Q")
-_RECONNECT_MS = 20
-_AGAIN_S = 2.0
+_RECONNECT_S, _CONNECT_S = 0.02, 2.0
 _TICK_S = 0.05
-_COPIED_BELOW = 1 << 17
-_PIECE_BYTES = 1 << 19
-_IO_THREADS = 2
-_MORE, _LAST = int(zmq.SNDMORE | zmq.DONTWAIT), int(zmq.DONTWAIT)
-_DONTWAIT, _POLLIN = int(zmq.DONTWAIT), int(zmq.POLLIN)
-
-
-def pieces(body: Frame) -> list[Frame]:
-    """A body as frames: while one is encrypted, the one before it travels, and the one before that is decrypted."""
-    view = memoryview(body)
-    return [view[at : at + _PIECE_BYTES] for at in range(0, max(1, len(view)), _PIECE_BYTES)]
-
-
-def joined(frames: Sequence[Frame]) -> bytes:
-    """The body that came as these."""
-    return b"".join(frames)
+_LINGER_S = 0.2
+_LARGE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
 class Question:
     """What was asked. ``peer`` and ``number`` are for the answer."""
 
-    peer: bytes
-    number: bytes
-    frames: Sequence[memoryview]
+    peer: Stream
+    number: int
+    head: memoryview
+    body: memoryview
 
 
 class Answerer:
@@ -58,115 +38,143 @@ class Answerer:
     that is trusted. ``ConfigError`` for an address that cannot be listened on; port 0 picks one."""
 
     def __init__(self, host: str, port: int, key: JobKey | None) -> None:
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(_IO_THREADS)
-        self._doorkeeper = Doorkeeper(self._context, key) if key is not None else None
-        self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.linger = 200
-        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
-        self._socket.setsockopt(zmq.SNDHWM, 100_000)
-        self._socket.setsockopt(zmq.RCVHWM, 100_000)
-        if key is not None:
-            key.listen(self._socket)
-        try:
-            self.address = listening(self._socket, host, port)
-        except ConfigError:
-            self.close()
-            raise
+        self.loop = Loop()
+        self._tls = key.tls(serves=True) if key is not None else None
+        self._listener = listener(host, port)
+        name, number, *_ = self._listener.getsockname()
+        self.address = f"[{name}]:{number}" if ":" in name else f"{name}:{number}"
+        self._streams: set[Stream] = set()
+        self._questions: deque[Question] = deque()
+        self._is_busy = False
+        self.loop.watch(self._listener, 1, self._accept)
 
-    def receive(self, timeout_s: float, others: Sequence[Door] = ()) -> Question | None:
-        """The next question, or None if none comes in time, or if something comes for ``others`` first."""
-        if others:
-            zmq.select([self._socket, *others], [], [], timeout_s)
-            timeout_s = 0
-        if not self._socket.poll(max(0, int(timeout_s * 1000))):
-            return None
-        peer, first, *frames = [frame.buffer for frame in self._socket.recv_multipart(copy=False)]
-        return Question(bytes(peer), bytes(first[: _NUMBER.size]), [first[_NUMBER.size :], *frames])
+    def receive(self, timeout_s: float) -> Question | None:
+        """The next question, or None if none comes in time, or if something comes for others of its ``loop`` first."""
+        self._is_busy = False
+        if not self._questions:
+            self.loop.turn(timeout_s)
+        with self.loop.lock:
+            if not self._questions:
+                return None
+            question = self._questions.popleft()
+            if len(question.body) > _LARGE_BYTES:  # it takes a while, and what comes next is as large
+                self._is_busy = True
+                self.loop.go_on_while(self._has_been_asked)
+            return question
 
-    def answer(self, question: Question, head: bytes, *frames: Frame) -> None:
+    def _has_been_asked(self) -> bool:
+        return self._is_busy
+
+    def answer(self, question: Question, head: bytes, *body: Buffer) -> None:
         """One for a caller that is gone is dropped."""
-        _send(self._socket, (question.peer, question.number + head, *frames))
+        with self.loop.lock:
+            if question.peer.is_open:
+                question.peer.send(question.number, head, list(body))
 
     def close(self) -> None:
-        self._socket.close()
-        if self._doorkeeper is not None:
-            self._doorkeeper.close()
-        self._context.term()
+        """Once what was answered has left, or it takes too long."""
+        self._is_busy = False
+        deadline_s = time.monotonic() + _LINGER_S
+        while not all(stream.is_idle for stream in self._streams) and time.monotonic() < deadline_s:
+            self.loop.turn(deadline_s - time.monotonic())
+        for stream in self._streams:
+            stream.close()
+        self.loop.forget(self._listener)
+        self._listener.close()
+        self.loop.close()
+
+    def _accept(self, _events: int) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except OSError:  # who called has hung up, or no more connections can be had now
+            return
+        sock.setblocking(False)
+        tune(sock)
+        self._streams.add(Stream(self.loop, sock, self._tls, self, calls=False))
+
+    # What a stream tells
+
+    def began(self, stream: Stream) -> None:
+        """It is to ask now."""
+
+    def came(self, stream: Stream, message: Taken) -> None:
+        self._questions.append(Question(stream, *message))
+
+    def ended(self, stream: Stream) -> None:
+        self._streams.discard(stream)
+
+
+@dataclass
+class _Server:
+    """Whom to ask. Without a stream it is called again at ``call_at_s``."""
+
+    name: str
+    address: str
+    stream: Stream | None = None
+    has_begun: bool = False
+    call_at_s: float = 0.0
 
 
 @dataclass
 class _Open:
     to: str
     head: bytes
-    frames: Sequence[Frame]
-    asked_at_s: float
+    body: list[Buffer]
+    expects: int
 
 
 class Calls:
-    """Asks servers, which it knows by name; one thread. ``address`` may change while questions are open."""
+    """Asks servers, which it knows by name; one thread. An address may change while questions are open. ``loop``: one
+    that others wait on as well, and that is seen to by whoever does."""
 
-    def __init__(self, key: JobKey | None, addresses: Mapping[str, str]) -> None:
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(_IO_THREADS)
-        self._key = key
-        self._sockets: dict[str, zmq.Socket[bytes]] = {}
-        self._monitors: dict[str, zmq.Socket[bytes]] = {}
-        self._addresses: dict[str, str] = {}
-        self._poller = zmq.Poller()
+    def __init__(self, key: JobKey | None, addresses: Mapping[str, str], loop: Loop | None = None) -> None:
+        self._tls: ssl.SSLContext | None = key.tls(serves=False) if key is not None else None
+        self._own_loop = Loop() if loop is None else None
+        self._loop = loop or self._own_loop or Loop()
+        self._servers: dict[str, _Server] = {}
+        self._by_stream: dict[Stream, _Server] = {}
         self._last = 0
         self._open: dict[int, _Open] = {}
-        self._answers: dict[int, list[memoryview]] = {}
-        self._met: set[str] = set()
-        self._looked_at_s = 0.0
+        self._answers: dict[int, tuple[memoryview, memoryview]] = {}
         for name, address in addresses.items():
             self.meet(name, address)
 
     def meet(self, name: str, address: str) -> None:
         """``name`` is found there from now on; what is still open is asked again there."""
-        if self._addresses.get(name) == address:
-            return
-        if name in self._sockets:
-            self.part(name)
-        socket = self._context.socket(zmq.DEALER)
-        socket.linger = 0
-        socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
-        socket.setsockopt(zmq.SNDHWM, 100_000)
-        socket.setsockopt(zmq.RCVHWM, 100_000)
-        if self._key is not None:
-            self._key.call(socket)
-        monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
-        try:
-            socket.connect(f"tcp://{address}")
-        except zmq.ZMQError as error:
-            socket.disable_monitor()
-            monitor.close(linger=0)
-            socket.close()
-            raise ConfigError(f"cannot call {address!r}: {error}; an address reads HOST:PORT") from error
-        self._addresses[name], self._sockets[name], self._monitors[name] = address, socket, monitor
-        self._poller.register(socket, zmq.POLLIN)
-        self._ask_again(name)
+        with self._loop.lock:
+            known = self._servers.get(name)
+            if known is not None and known.address == address:
+                return
+            server = _Server(name, address)
+            self._call(server)
+            if known is not None:
+                self._hang_up(known)
+            self._servers[name] = server
 
     def knows(self, name: str) -> bool:
         """Whether it is known where that is."""
-        return name in self._addresses
+        return name in self._servers
 
     def part(self, name: str) -> None:
         """Hang up. What is open there stays open."""
-        socket, monitor = self._sockets.pop(name), self._monitors.pop(name)
-        self._poller.unregister(socket)
-        socket.disable_monitor()
-        monitor.close(linger=0)
-        socket.close()
-        del self._addresses[name]
-        self._met.discard(name)
+        with self._loop.lock:
+            self._hang_up(self._servers.pop(name))
 
-    def ask(self, to: str, head: bytes, *frames: Frame) -> int:
-        """Send a question: its number, for ``wait``."""
-        self._last += 1
-        self._open[self._last] = _Open(to, head, frames, time.monotonic())
-        self._send(self._last)
-        return self._last
+    def ask(self, to: str, head: bytes, *body: Buffer, expects: int = 0) -> int:
+        """Send a question: its number, for ``wait``. ``expects``: about how many bytes the answer has."""
+        with self._loop.lock:
+            self._last += 1
+            self._open[self._last] = _Open(to, head, list(body), expects)
+            server = self._servers.get(to)
+            if server is not None and server.stream is not None and server.has_begun:
+                server.stream.send(self._last, head, list(body))
+            if self._is_large_under_way():
+                self._loop.go_on_while(self._is_large_under_way)
+            return self._last
 
-    def wait(self, number: int, timeout_s: float, check: Callable[[], None] = lambda: None) -> Sequence[memoryview]:
+    def wait(
+        self, number: int, timeout_s: float, check: Callable[[], None] = lambda: None
+    ) -> tuple[memoryview, memoryview]:
         """Its answer. ``LinkFault`` if none comes in time; it may still be waited for. ``check`` is called now and
         then, and may raise."""
         deadline_s = time.monotonic() + timeout_s
@@ -174,7 +182,9 @@ class Calls:
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
                 to = self._open[number].to
-                raise LinkFault(f"{to} at {self._addresses.get(to)} did not answer within {timeout_s:g} s")
+                server = self._servers.get(to)
+                where = server.address if server is not None else "no known address"
+                raise LinkFault(f"{to} at {where} did not answer within {timeout_s:g} s")
             if not self._turn(min(left_s, _TICK_S)):
                 check()
         return self._answers.pop(number)
@@ -183,78 +193,81 @@ class Calls:
         """Take what has come, without waiting."""
         self._turn(0.0)
 
-    def answer(self, number: int) -> Sequence[memoryview] | None:
+    def answer(self, number: int) -> tuple[memoryview, memoryview] | None:
         """An answer, if it has been taken."""
         return self._answers.pop(number, None)
 
-    @property
-    def sockets(self) -> Sequence[Door]:
-        """Where answers come."""
-        return list(self._sockets.values())
-
     def forget(self, numbers: Iterable[int]) -> None:
         """Nobody will wait for these any more."""
-        for number in numbers:
-            self._open.pop(number, None)
-            self._answers.pop(number, None)
+        with self._loop.lock:
+            for number in numbers:
+                self._open.pop(number, None)
+                self._answers.pop(number, None)
 
     def forget_all(self) -> None:
         """Nobody will wait for anything that is open."""
-        self._open.clear()
-        self._answers.clear()
-
-    def _turn(self, timeout_s: float) -> bool:
-        """Take what comes; whether anything did."""
-        ready = self._poller.poll(max(0, round(timeout_s * 1000)))
-        for socket, _ in ready:
-            self._receive(socket)
-        if not ready or time.monotonic() > self._looked_at_s + _TICK_S:
-            self._looked_at_s = time.monotonic()
-            for name in list(self._monitors):
-                self._look_at(name)
-        if not ready and self._open:
-            late_s = time.monotonic() - _AGAIN_S
-            for number, entry in self._open.items():
-                if entry.asked_at_s < late_s:
-                    self._send(number)
-        return bool(ready)
-
-    def _receive(self, socket: zmq.Socket[bytes]) -> None:
-        while socket.getsockopt(zmq.EVENTS) & _POLLIN:  # type: ignore[operator]
-            first, *frames = [frame.buffer for frame in socket.recv_multipart(_DONTWAIT, copy=False)]
-            (number,) = _NUMBER.unpack_from(first)
-            if self._open.pop(number, None) is not None:
-                self._answers[number] = [first[_NUMBER.size :], *frames]
-
-    def _look_at(self, name: str) -> None:
-        """A server that was met before has lost what was under way to it, or has been replaced."""
-        while self._monitors[name].poll(0):
-            parse_monitor_message(self._monitors[name].recv_multipart())
-            if name in self._met:
-                self._ask_again(name)
-            self._met.add(name)
-
-    def _ask_again(self, name: str) -> None:
-        for number, entry in self._open.items():
-            if entry.to == name:
-                self._send(number)
-
-    def _send(self, number: int) -> None:
-        entry = self._open[number]
-        entry.asked_at_s = time.monotonic()
-        if entry.to in self._sockets:
-            _send(self._sockets[entry.to], (_NUMBER.pack(number) + entry.head, *entry.frames))
+        with self._loop.lock:
+            self._open.clear()
+            self._answers.clear()
 
     def close(self) -> None:
-        for name in list(self._sockets):
+        for name in list(self._servers):
             self.part(name)
-        self._context.term()
+        if self._own_loop is not None:
+            self._own_loop.close()
 
+    # What is large
 
-def _send(socket: zmq.Socket[bytes], frames: Sequence[Frame]) -> None:
-    try:
-        for frame in frames[:-1]:
-            socket.send(frame, _MORE, copy=len(frame) < _COPIED_BELOW)
-        socket.send(frames[-1], _LAST, copy=len(frames[-1]) < _COPIED_BELOW)
-    except zmq.Again:  # nobody has been there for long: it is asked again
-        return
+    def _is_large_under_way(self) -> bool:
+        waits = any(not s.stream.is_idle for s in self._servers.values() if s.stream is not None)
+        return waits or any(entry.expects > _LARGE_BYTES for entry in self._open.values())
+
+    # Connections
+
+    def _turn(self, timeout_s: float) -> bool:
+        with self._loop.lock:
+            now_s = time.monotonic()
+            for server in self._servers.values():
+                if not server.has_begun and now_s >= server.call_at_s:
+                    self._hang_up(server)
+                    self._call(server)
+                if not server.has_begun:
+                    timeout_s = min(timeout_s, max(0.0, server.call_at_s - now_s))
+            return self._loop.turn(timeout_s)
+
+    def _call(self, server: _Server) -> None:
+        """Begin to. Where it takes too long it is tried anew: an answer to the first attempt may be lost."""
+        server.has_begun = False
+        try:
+            sock: socket.socket = caller(server.address)
+        except OSError:
+            server.call_at_s = time.monotonic() + _RECONNECT_S
+            return
+        server.call_at_s = time.monotonic() + _CONNECT_S
+        server.stream = Stream(self._loop, sock, self._tls, self, calls=True)
+        self._by_stream[server.stream] = server
+
+    def _hang_up(self, server: _Server) -> None:
+        if server.stream is not None:
+            server.stream.close()
+            del self._by_stream[server.stream]
+            server.stream = None
+
+    # What a stream tells
+
+    def began(self, stream: Stream) -> None:
+        server = self._by_stream[stream]
+        server.has_begun = True
+        for number, entry in self._open.items():
+            if entry.to == server.name:
+                stream.send(number, entry.head, entry.body)
+
+    def came(self, stream: Stream, message: Taken) -> None:
+        number, head, body = message
+        if self._open.pop(number, None) is not None:
+            self._answers[number] = head, body
+
+    def ended(self, stream: Stream) -> None:
+        server = self._by_stream.pop(stream)
+        server.stream, server.has_begun = None, False
+        server.call_at_s = time.monotonic() + _RECONNECT_S

@@ -8,6 +8,7 @@ argument, a log or a URL.
 from __future__ import annotations
 
 import os
+import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,3 +56,9 @@ class JobKey:
         socket.curve_serverkey = self.public.encode()
         socket.curve_publickey = self.public.encode()
         socket.curve_secretkey = self.secret.encode()
+
+    def tls(self, *, serves: bool) -> ssl.SSLContext:
+        """TLS 1.3 among those who hold this key: each side shows that it does, and neither takes another's word."""
+        from shoal.comm.tls import context_for
+
+        return context_for(self.secret, serves=serves)

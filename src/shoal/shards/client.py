@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal import errors
-from shoal.comm.calls import Calls, Frame, joined, pieces
+from shoal.comm.calls import Calls
 from shoal.comm.keys import JobKey
+from shoal.comm.streams import Buffer
 from shoal.errors import Behind, Bug, ConfigError, Fault, LinkFault, ShoalError
 from shoal.shards import messages as msg
 from shoal.tables import TableSpec
@@ -138,12 +139,13 @@ class Client:
         order, starts = self._routed(ids)
         pulling = Pulling(table, ids, step, {}, order, starts, early, self.buckets.shards)
         manner = self._manner
+        width = self._dims[table] * (2 if manner.half else 4)
         head = _ENCODER.encode(msg.Pull(self.buckets.epoch, table, step, manner.half, manner.waits, early))
         chosen = ids if order is None else ids[order]
         for index, shard in enumerate(self.buckets.shards):
             own = chosen[starts[index] : starts[index + 1]]
             if len(own):
-                pulling.tickets[shard] = self._calls.ask(shard, head, *pieces(_bytes(own)))
+                pulling.tickets[shard] = self._calls.ask(shard, head, _bytes(own), expects=len(own) * width)
         return pulling
 
     def _routed(self, ids: Ids) -> tuple[npt.NDArray[np.int32] | None, npt.NDArray[np.int64]]:
@@ -169,11 +171,11 @@ class Client:
         dim, staleness = self._dims[pulling.table], 0
         out: Weights = np.empty((len(pulling.ids) if pulling.order is not None else 0, dim), np.float32)
         for shard, ticket in pulling.tickets.items():
-            head, *frames = self._wait(ticket)
+            head, body = self._wait(ticket)
             answer = self._checked(head, pulling.tickets.values())
             rows = _as(answer, msg.Rows)
             staleness = max(staleness, rows.staleness)
-            raw = np.frombuffer(joined(frames), np.uint16 if rows.half else np.float32).reshape(-1, dim)
+            raw = np.frombuffer(body, np.uint16 if rows.half else np.float32).reshape(-1, dim)
             values: Any = doubled(raw) if rows.half else raw
             if pulling.order is None:
                 out = values
@@ -202,8 +204,8 @@ class Client:
                 of = slice(int(starts[index]), int(starts[index + 1]))
                 own.append(Part(part.table, ids[of], gradients[of]))
         for shard, own in zip(self.buckets.shards, parts, strict=True):
-            body = b"".join(Push(push.generation, push.lanes, own, push.now_s).encode())
-            pushing.tickets[shard] = self._calls.ask(shard, head, *pieces(body))
+            body = Push(push.generation, push.lanes, own, push.now_s).encode()
+            pushing.tickets[shard] = self._calls.ask(shard, head, *body)
 
     def settle(self, pushing: Pushing) -> set[Verdict]:
         """Wait until all shards have acknowledged a push: what they found it to be. ``Fault`` for a zombie's, or one
@@ -236,11 +238,11 @@ class Client:
 
     # Asking
 
-    def tell(self, shard: str, message: msg.Question, body: Frame = b"") -> tuple[msg.Answer, bytes]:
+    def tell(self, shard: str, message: msg.Question, body: Buffer = b"") -> tuple[msg.Answer, memoryview]:
         """Ask one shard, with a body: its answer, and the body of that."""
-        ticket = self._calls.ask(shard, _ENCODER.encode(message), *(pieces(body) if body else ()))
-        head, *frames = self._wait(ticket)
-        return self._checked(head, [ticket]), joined(frames)
+        ticket = self._calls.ask(shard, _ENCODER.encode(message), body)
+        head, answered = self._wait(ticket)
+        return self._checked(head, [ticket]), answered
 
     def _ask_all(self, message: msg.Question) -> dict[str, msg.Answer]:
         head = _ENCODER.encode(message)
@@ -256,7 +258,7 @@ class Client:
                 return self._ask_all(question(self.buckets.epoch))
         raise Bug("the map of buckets changes faster than it can be followed")
 
-    def _wait(self, ticket: int) -> Sequence[memoryview]:
+    def _wait(self, ticket: int) -> tuple[memoryview, memoryview]:
         return self._calls.wait(ticket, self._manner.patience_s, self.check)
 
     def _checked(self, head: memoryview, tickets: Any) -> msg.Answer:
@@ -309,7 +311,7 @@ def _as(answer: msg.Answer, kind: type[Any]) -> Any:
     return answer
 
 
-def _bytes(array: npt.NDArray[Any]) -> Frame:
+def _bytes(array: npt.NDArray[Any]) -> memoryview:
     return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))  # type: ignore[arg-type]
 
 

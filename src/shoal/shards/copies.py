@@ -7,6 +7,7 @@ from pathlib import Path
 
 import xxhash
 
+from shoal.comm.streams import Buffer
 from shoal.errors import Behind, ConfigError, Fault, StoreFault
 from shoal.shards import messages as msg
 from shoal.tables.files import write_whole
@@ -39,7 +40,7 @@ class Copies:
             write_whole(own / TERM, str(asked.term).encode())
         return msg.Listing(term, listing(own, self._sums))
 
-    def write(self, asked: msg.Copy, body: bytes) -> None:
+    def write(self, asked: msg.Copy, body: Buffer) -> None:
         """Do what a shard has done to its files. What is asked twice is done once, and what a process before this one
         has done already makes no difference."""
         own = self._of(asked.shard)
@@ -61,7 +62,7 @@ class Copies:
             raise
         self._done[asked.shard] = asked.term, asked.number
 
-    def _do(self, path: Path, change: msg.Change, data: bytes) -> None:
+    def _do(self, path: Path, change: msg.Change, data: Buffer) -> None:
         partial = path.with_name(f"{path.name}.partial")
         try:
             match change.kind:
@@ -160,7 +161,7 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else -1
 
 
-def _write_at(path: Path, at: int, data: bytes) -> None:
+def _write_at(path: Path, at: int, data: Buffer) -> None:
     """Write there; what is behind it stays."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

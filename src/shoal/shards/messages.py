@@ -1,4 +1,4 @@
-"""What a shard is asked, and what it answers: msgspec structs, in msgpack. Ids, rows and pushes are frames beside."""
+"""What a shard is asked, and what it answers: msgspec structs, in msgpack. Ids, rows and pushes are bodies beside."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class TakeIn(_Message, frozen=True):
 
 
 class TakeOver(_Message, frozen=True):
-    """What ``LetGo`` gave for ``move``: serve these buckets. The frames are the entry, and a frame for each push."""
+    """What ``LetGo`` gave for ``move``: serve these buckets. The body is the entry, then each push."""
 
     move: str
     buckets: bytes
@@ -202,7 +202,7 @@ class Moved(_Message, frozen=True):
 
 
 class Handed(_Message, frozen=True):
-    """Buckets' rows. The frames are an entry of a log and pushes of these lengths, as one body; ``clocks``: the
+    """Buckets' rows. The body is an entry of a log and pushes, of these lengths; ``clocks``: the
     operation of each table that it is of."""
 
     lengths: list[int]

@@ -14,7 +14,7 @@ import secrets
 import shutil
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,9 @@ from typing import Any
 
 import msgspec
 
-from shoal.comm.calls import Calls, Door, joined, pieces
+from shoal.comm.calls import Calls
 from shoal.comm.keys import JobKey
+from shoal.comm.streams import Loop
 from shoal.errors import Fault, StoreFault
 from shoal.shards import messages as msg
 from shoal.shards.copies import FOLDER, PIECE_BYTES, TERM, is_log, is_small, names, read_term, sum_of
@@ -54,7 +55,7 @@ class Mirror:
     gone.
     """
 
-    def __init__(self, shard: str, folder: Path, key: JobKey | None) -> None:
+    def __init__(self, shard: str, folder: Path, key: JobKey | None, loop: Loop | None = None) -> None:
         self.is_begun = False
         self.reached = 0
         self.standby = ""
@@ -65,10 +66,10 @@ class Mirror:
         self._troubled_since_s = 0.0
         self._shard = shard
         self._folder = folder
-        self._calls = Calls(key, {})
+        self._calls = Calls(key, {}, loop)
         self._term = read_term(folder)
         self._has_claimed = False
-        self._beginning: Generator[int, tuple[msg.Answer, bytes], None] | None = None
+        self._beginning: Generator[int, tuple[msg.Answer, memoryview], None] | None = None
         self._again_at_s: float | None = None
         self._began_at_s = 0.0
         self._asked = 0
@@ -77,11 +78,6 @@ class Mirror:
         self._changes: Iterator[tuple[msg.Change, bytes]] | None = None
         self._sent: deque[int] = deque()
         self._number = 0
-
-    @property
-    def sockets(self) -> Sequence[Door]:
-        """Where something may come."""
-        return self._calls.sockets
 
     def meet(self, standby: str, address: str) -> None:
         """The standby is found there from now on."""
@@ -141,15 +137,15 @@ class Mirror:
         self._changes = self._beginning = None
 
     def _go_on_beginning(self) -> None:
-        while self._beginning is not None and (frames := self._calls.answer(self._asked)) is not None:
+        while self._beginning is not None and (came := self._calls.answer(self._asked)) is not None:
             try:
-                self._asked = self._beginning.send((_checked(frames[0]), joined(frames[1:])))
+                self._asked = self._beginning.send((_checked(came[0]), came[1]))
             except StopIteration:
                 self._beginning = None
                 self.is_begun = True
                 self._next_pass()
 
-    def _found(self) -> Generator[int, tuple[msg.Answer, bytes], None]:
+    def _found(self) -> Generator[int, tuple[msg.Answer, memoryview], None]:
         there = yield from self._look(0)
         if not self._has_claimed:
             if there.term > self._term:
@@ -163,12 +159,12 @@ class Mirror:
         for name, file in there.files.items():
             self._at_standby[name] = self._compared(name, file)
 
-    def _look(self, term: int) -> Generator[int, tuple[msg.Answer, bytes], msg.Listing]:
+    def _look(self, term: int) -> Generator[int, tuple[msg.Answer, memoryview], msg.Listing]:
         answer, _ = yield self._ask(msg.Look(self._shard, term))
         assert isinstance(answer, msg.Listing)
         return answer
 
-    def _restore(self, there: msg.Listing) -> Generator[int, tuple[msg.Answer, bytes], None]:
+    def _restore(self, there: msg.Listing) -> Generator[int, tuple[msg.Answer, memoryview], None]:
         """Have the folder be what the standby has. Its term is written last: until then this is done again."""
         for path in self._folder.glob("*"):
             if path.name != FOLDER:
@@ -203,9 +199,9 @@ class Mirror:
         self._go_on()
 
     def _go_on(self) -> None:
-        while self._sent and (frames := self._calls.answer(self._sent[0])) is not None:
+        while self._sent and (came := self._calls.answer(self._sent[0])) is not None:
             self._sent.popleft()
-            _checked(frames[0])
+            _checked(came[0])
         assert self._changes is not None
         while len(self._sent) < _MOST_IN_FLIGHT and (batch := _message(self._changes)):
             changes, datas = zip(*batch, strict=True)
@@ -255,7 +251,7 @@ class Mirror:
                 yield msg.Change(name, kind, at, len(data)), data
 
     def _ask(self, message: msg.Question, body: bytes = b"") -> int:
-        return self._calls.ask(self.standby, _ENCODER.encode(message), *(pieces(body) if body else ()))
+        return self._calls.ask(self.standby, _ENCODER.encode(message), body)
 
     def close(self) -> None:
         self._calls.close()

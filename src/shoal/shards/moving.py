@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
+from shoal.comm.streams import Buffer
 from shoal.errors import ConfigError, Fault, ShoalError, StoreFault
 from shoal.shards import messages as msg
 from shoal.shards.client import Client, map_of, told_of
@@ -168,7 +169,7 @@ def _packed(buckets: Sequence[int]) -> bytes:
     return np.packbits(mask).tobytes()
 
 
-def _handed(client: Client, source: str, question: msg.HandOver | msg.LetGo) -> tuple[msg.Handed, bytes]:
+def _handed(client: Client, source: str, question: msg.HandOver | msg.LetGo) -> tuple[msg.Handed, Buffer]:
     told, body = client.tell(source, question)
     assert isinstance(told, msg.Handed)
     return told, body

@@ -14,8 +14,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from shoal.comm.calls import Answerer, Frame, Question, joined, pieces
+from shoal.comm.calls import Answerer, Question
 from shoal.comm.keys import JobKey
+from shoal.comm.streams import Buffer
 from shoal.errors import Behind, Bug, ConfigError, Fault, ShoalError
 from shoal.shards import messages as msg
 from shoal.shards.client import map_of, told_of
@@ -93,7 +94,7 @@ class Shard:
         self._answerer, self._mirror = doors.answerer, doors.mirror
         self._copies = Copies(folder)
         self._early: list[tuple[Question, msg.Question]] = []
-        self._held: deque[tuple[int, Question, Sequence[Frame]]] = deque()
+        self._held: deque[tuple[int, Question, bytes, Buffer]] = deque()
         self._told: deque[Peers] = deque()
         self._holdings: Holdings | None = None
         self._addresses: dict[str, str] = {}
@@ -133,7 +134,7 @@ class Shard:
         """Answer until ``stop``. ``Fault`` if another has taken this one's place; ``StoreFault`` without its folder."""
         try:
             while not self._stopped:
-                question = self._answerer.receive(_TICK_S, self._mirror.sockets if self._mirror else ())
+                question = self._answerer.receive(_TICK_S)
                 if question is not None:
                     self._handle(question)
                 self._hear()
@@ -159,8 +160,8 @@ class Shard:
             for question, asked in early:
                 self._try(question, asked)
         while self._held and self._held[0][0] <= mirror.reached:
-            _, question, (head, *frames) = self._held.popleft()
-            self._answerer.answer(question, bytes(head), *frames)
+            _, question, head, body = self._held.popleft()
+            self._answerer.answer(question, head, body)
         if mirror.has_failed:
             self._refuse_pushes(mirror.trouble)
 
@@ -170,7 +171,7 @@ class Shard:
         held, self._held = self._held, deque()
         refused, self._early = [question for question, _ in self._early], []
         for entry in held:
-            if isinstance(_DECODER.decode(entry[1].frames[0]), msg.Push):
+            if isinstance(_DECODER.decode(entry[1].head), msg.Push):
                 refused.append(entry[1])
             else:
                 self._held.append(entry)
@@ -190,7 +191,7 @@ class Shard:
 
     def _handle(self, question: Question) -> None:
         try:
-            asked = _DECODER.decode(question.frames[0])
+            asked = _DECODER.decode(question.head)
         except (msgspec.MsgspecError, IndexError) as error:
             self._answer(question, msg.Refused("ConfigError", f"not a question that a shard takes: {error}"))
             return
@@ -237,10 +238,10 @@ class Shard:
             case msg.Look():
                 self._answer(question, self._copies.look(asked))
             case msg.Copy():
-                self._copies.write(asked, joined(question.frames[1:]))
+                self._copies.write(asked, question.body)
                 self._answer(question, msg.Done())
             case msg.Fetch():
-                self._answer(question, msg.Done(), *pieces(self._copies.read(asked)))
+                self._answer(question, msg.Done(), self._copies.read(asked))
             case _:
                 self._move(question, asked)
 
@@ -259,7 +260,7 @@ class Shard:
                     self._coming[asked.move] = self._tables.receive(f"move-{asked.move}")
                 elif asked.move not in self._coming:
                     raise ConfigError(f"nothing of {asked.move} is here; begin with its first part")
-                entry = decode(joined(question.frames[1:]))
+                entry = decode(question.body)
                 assert isinstance(entry, Import)
                 self._coming[asked.move].take_over(entry)
                 self._promise(question, msg.Done())
@@ -293,7 +294,7 @@ class Shard:
             told, body = self._handed([entry, *pushes])
             write_whole(path, msgspec.msgpack.encode(_Gone(told, body, asked.buckets, asked.map)))
         gone = self._be_gone(path)
-        self._promise(question, gone.told, *pieces(gone.body))
+        self._promise(question, gone.told, gone.body)
         self._answer_those_that_wait()
 
     def _be_gone(self, path: Path) -> _Gone:
@@ -311,7 +312,7 @@ class Shard:
         if asked.move not in self._coming:
             self._coming[asked.move] = self._tables.reopen(f"move-{asked.move}")
         journal = self._coming[asked.move]
-        body, at, entries = joined(question.frames[1:]), 0, []
+        body, at, entries = question.body, 0, []
         for length in asked.lengths:
             entries.append(decode(body[at : at + length]))
             at += length
@@ -323,7 +324,7 @@ class Shard:
 
     def _give(self, question: Question, entries: Sequence[Import | Push]) -> None:
         told, body = self._handed(entries)
-        self._promise(question, told, *pieces(body))
+        self._promise(question, told, body)
 
     def _handed(self, entries: Sequence[Import | Push]) -> tuple[msg.Handed, bytes]:
         bodies = [b"".join(entry.encode()) for entry in entries]
@@ -353,14 +354,14 @@ class Shard:
 
     def _pull(self, question: Question, asked: msg.Pull) -> None:
         begun_s = time.perf_counter()
-        ids = np.frombuffer(joined(question.frames[1:]), np.int64)
+        ids = np.frombuffer(question.body, np.int64)
         staleness = max(0, asked.step - self._tables.step) if asked.step != NOW else 0
         self._check_promise(asked.step, staleness)
         self._loads.note(ids)
         rows = self._tables.pull(asked.table, ids, asked.step)
         body = halved(rows) if asked.half else rows
         head = msg.Rows(rows.shape[1], asked.half, staleness)
-        self._answer(question, head, *pieces(memoryview(body.reshape(-1).view(np.uint8))))  # type: ignore[arg-type]
+        self._answer(question, head, memoryview(body.reshape(-1).view(np.uint8)))  # type: ignore[arg-type]
         self._staleness[staleness] = self._staleness.get(staleness, 0) + 1
         self._pulls.add(time.perf_counter() - begun_s)
 
@@ -382,7 +383,7 @@ class Shard:
 
     def _push(self, question: Question, asked: msg.Push) -> None:
         begun_s = time.perf_counter()
-        push = decode(joined(question.frames[1:]))
+        push = decode(question.body)
         if not isinstance(push, Push):
             raise ConfigError(f"a {type(push).__name__} came where a push was to come")
         verdict = self._tables.push(push, asked.worker)
@@ -463,15 +464,15 @@ class Shard:
             loads.tobytes(),
         )  # fmt: skip
 
-    def _answer(self, question: Question, head: msg.Answer, *frames: Frame) -> None:
-        self._answerer.answer(question, _ENCODER.encode(head), *frames)
+    def _answer(self, question: Question, head: msg.Answer, body: Buffer = b"") -> None:
+        self._answerer.answer(question, _ENCODER.encode(head), body)
 
-    def _promise(self, question: Question, head: msg.Answer, *frames: Frame) -> None:
+    def _promise(self, question: Question, head: msg.Answer, body: Buffer = b"") -> None:
         """Answer once what this shard has written is where ``durability`` wants it."""
         if self._mirror is None:
-            self._answer(question, head, *frames)
+            self._answer(question, head, body)
         else:
-            self._held.append((self._mirror.ship(), question, (_ENCODER.encode(head), *frames)))
+            self._held.append((self._mirror.ship(), question, _ENCODER.encode(head), body))
 
 
 def _put_aside(waiting: list[tuple[Question, Any]], question: Question, asked: Any) -> None:
@@ -486,7 +487,7 @@ def shard_at(
 ) -> Shard:
     """A shard that listens at (host, port, key)."""
     answerer = Answerer(*listen)
-    mirror = Mirror(name, folder, listen[2]) if keeping.durability == "replica" else None
+    mirror = Mirror(name, folder, listen[2], answerer.loop) if keeping.durability == "replica" else None
     try:
         return Shard(name, folder, buckets, keeping, Doors(answerer, mirror))
     except BaseException:

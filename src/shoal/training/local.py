@@ -136,11 +136,11 @@ class LocalComputer:
         return found
 
     def _fresh(self, base: int, last_step: int, lagging: Mapping[int, int]) -> Progress:
-        """A round of which nothing is done. One that makes up for lost lanes is a quarter as long, for it has more work
+        """A round of which nothing is done. One that makes up for lost lanes is half as long, for it has more work
         a step and a newcomer waits for its end; but what was made of it during an exchange that failed still fits in.
         How long it is depends on the version that it begins from alone."""
         every = self._session.sync_every_steps
-        shorter = max(1, every // 4, self._session.overlap_steps)
+        shorter = max(1, every // 2, self._session.overlap_steps)
         target = min(base + (shorter if lagging else every), last_step)
         return Progress(base, target, [self._lanes] if self._lanes else [], lagging=lagging)
 

@@ -1,0 +1,214 @@
+"""Questions and answers over real sockets: whole, in any size, encrypted, asked again where a connection was lost."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import numpy as np
+import pytest
+
+from shoal.comm.calls import Answerer, Calls
+from shoal.comm.keys import JobKey
+from shoal.errors import ConfigError, LinkFault
+
+SIZES = [0, 1, 4096, (1 << 16) - 24, 1 << 16, (1 << 16) + 1, 5_000_000]
+PATIENCE_S = 20.0
+
+
+class Echo:
+    """Answers each question with its head and body, on a thread of its own; ``silent``: with nothing."""
+
+    def __init__(self, key: JobKey | None, port: int = 0, *, silent: bool = False) -> None:
+        self._answerer = Answerer("127.0.0.1", port, key)
+        self.address = self._answerer.address
+        self.heads: list[bytes] = []
+        self._silent = silent
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            question = self._answerer.receive(0.01)
+            if question is not None:
+                self.heads.append(bytes(question.head))
+                if not self._silent:
+                    self._answerer.answer(question, bytes(question.head), question.body)
+        self._answerer.close()
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+@contextmanager
+def echo(key: JobKey | None, port: int = 0, *, silent: bool = False) -> Iterator[Echo]:
+    found = Echo(key, port, silent=silent)
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+@contextmanager
+def calls(key: JobKey | None, **addresses: str) -> Iterator[Calls]:
+    found = Calls(key, addresses)
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+@pytest.fixture(params=["encrypted", "clear"])
+def key(request) -> JobKey | None:
+    return JobKey.make() if request.param == "encrypted" else None
+
+
+def random_bytes(size: int) -> bytes:
+    return np.random.default_rng(size).bytes(size)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_is_answered_is_what_was_asked(key, size):
+    body = random_bytes(size)
+    with echo(key) as there, calls(key, there=there.address) as here:
+        head, came = here.wait(here.ask("there", b"head", body[: size // 3], body[size // 3 :]), PATIENCE_S)
+    assert bytes(head) == b"head"
+    assert bytes(came) == body
+
+
+def test_many_large_questions_may_be_open_at_a_time(key):
+    """Neither side waits for the other to take what it sends."""
+    bodies = [random_bytes(4_000_000 + number) for number in range(8)]
+    with echo(key) as there, calls(key, there=there.address) as here:
+        numbers = [here.ask("there", str(number).encode(), body) for number, body in enumerate(bodies)]
+        for number, body in reversed(list(zip(numbers, bodies, strict=True))):
+            assert bytes(here.wait(number, PATIENCE_S)[1]) == body
+    assert there.heads == [str(number).encode() for number in range(8)]
+
+
+def test_several_ask_at_a_time(key):
+    with echo(key) as there, calls(key, there=there.address) as one, calls(key, there=there.address) as other:
+        numbers = [(who, who.ask("there", name, name * 50_000)) for who, name in ((one, b"one"), (other, b"other"))]
+        assert [bytes(who.wait(number, PATIENCE_S)[0]) for who, number in numbers] == [b"one", b"other"]
+
+
+def test_what_nobody_waits_for_is_not_kept(key):
+    with echo(key) as there, calls(key, there=there.address) as here:
+        first, second = here.ask("there", b"first"), here.ask("there", b"second")
+        here.forget([first])
+        here.wait(second, PATIENCE_S)
+        assert here.answer(first) is None
+
+
+@pytest.mark.parametrize(("theirs", "mine"), [("a", "b"), ("a", None), (None, "a")])
+def test_who_does_not_hold_the_key_is_not_heard(theirs, mine):
+    keys = {"a": JobKey.make(), "b": JobKey.make(), None: None}
+    with echo(keys[theirs]) as there:
+        with (
+            calls(keys[mine], there=there.address) as stranger,
+            pytest.raises(LinkFault, match="did not answer within"),
+        ):
+            stranger.wait(stranger.ask("there", b"let me in"), 1.0)
+        assert there.heads == []
+        with calls(keys[theirs], there=there.address) as friend:
+            assert bytes(friend.wait(friend.ask("there", b"hello"), PATIENCE_S)[0]) == b"hello"
+
+
+@pytest.mark.parametrize("nonsense", [b"", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", bytes(100_000), b"\x16\x03\x01" * 500])
+def test_nonsense_ends_its_own_connection_only(key, nonsense):
+    with echo(key) as there, calls(key, there=there.address) as here:
+        host, port = there.address.split(":")
+        with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as stranger:
+            with suppress(OSError):  # it may be hung up on before all has left
+                stranger.sendall(nonsense)
+                stranger.shutdown(socket.SHUT_WR)
+                while stranger.recv(4096):
+                    pass
+            assert bytes(here.wait(here.ask("there", b"hello"), PATIENCE_S)[0]) == b"hello"
+        assert there.heads == [b"hello"]
+
+
+def test_an_open_question_is_asked_again_of_who_takes_the_place(key):
+    with calls(key) as here:
+        with echo(key, silent=True) as first:
+            here.meet("there", first.address)
+            number = here.ask("there", b"still here?", b"x" * 1_000_000)
+            while not first.heads:
+                here.take()
+        with echo(key, int(first.address.split(":")[1])):
+            assert bytes(here.wait(number, PATIENCE_S)[0]) == b"still here?"
+
+
+def test_an_open_question_is_asked_again_at_another_address(key):
+    with echo(key, silent=True) as first, echo(key) as second, calls(key, there=first.address) as here:
+        number = here.ask("there", b"still here?")
+        while not first.heads:
+            here.take()
+        here.meet("there", second.address)
+        assert bytes(here.wait(number, PATIENCE_S)[0]) == b"still here?"
+
+
+def test_a_question_waits_for_who_is_not_there_yet(key):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    with calls(key, there=f"127.0.0.1:{port}") as here:
+        number = here.ask("there", b"hello")
+        with pytest.raises(LinkFault, match=f"there at 127.0.0.1:{port} did not answer within"):
+            here.wait(number, 0.1)
+        with echo(key, port):
+            assert bytes(here.wait(number, PATIENCE_S)[0]) == b"hello"
+
+
+@pytest.mark.parametrize("address", ["here", "here:", ":5", "127.0.0.1:99999", "127.0.0.1:x"])
+def test_an_address_that_is_none_is_refused(key, address):
+    with calls(key) as here, pytest.raises(ConfigError, match="HOST:PORT"):
+        here.meet("there", address)
+
+
+def test_a_port_that_is_taken_is_refused(key):
+    with echo(key) as there, pytest.raises(ConfigError, match="is it in use"):
+        Answerer("127.0.0.1", int(there.address.split(":")[1]), key)
+
+
+def test_nothing_of_it_can_be_read_on_the_way(key):
+    secret, seen = b"nobody else is to read this " * 1000, bytearray()
+    with echo(key) as there, socket.create_server(("127.0.0.1", 0)) as relay:
+        host, port = there.address.split(":")
+
+        def copy(source: socket.socket, target: socket.socket) -> None:
+            with suppress(OSError):
+                while data := source.recv(1 << 16):
+                    seen.extend(data)
+                    target.sendall(data)
+
+        def stand_between() -> None:
+            near, _ = relay.accept()
+            with near, socket.create_connection((host, int(port))) as far:
+                back = threading.Thread(target=copy, args=(far, near))
+                back.start()
+                copy(near, far)
+                far.shutdown(socket.SHUT_RDWR)
+                back.join()
+
+        between = threading.Thread(target=stand_between)
+        between.start()
+        with calls(key, there=f"127.0.0.1:{relay.getsockname()[1]}") as here:
+            assert bytes(here.wait(here.ask("there", b"head", secret), PATIENCE_S)[1]) == secret
+        between.join()
+    assert len(seen) > 2 * len(secret)
+    assert (secret[:64] in seen) is (key is None)
+
+
+def test_the_certificate_follows_from_the_key():
+    from shoal.comm.tls import context_for
+
+    one, other = JobKey.make(), JobKey.make()
+    found = [context_for(k.secret, serves=True).get_ca_certs(binary_form=True) for k in (one, one, other)]
+    context_for.cache_clear()
+    assert context_for(one.secret, serves=False).get_ca_certs(binary_form=True) == found[0]
+    assert found[0] == found[1] != found[2]
