@@ -3,11 +3,12 @@
 python -m benchmarks.sparse [--quick]
 
 Rows are of 16 float32 with Adagrad, ids from a Zipf distribution over a million; a batch is drawn ahead, and counts the
-distinct ids of as many draws as that takes. Encrypted, which is the default, and in the clear; every push is in the
-shard's log before it is acknowledged. A single call waits for its answer; with several in flight the next ones are on
-their way meanwhile. The full run has TensorFlow's ParameterServerStrategy pull and push as many rows, in the clear and
-without a log: ``vs_tf_ps_SIZE`` is its time for a pull and a push, scheduled as its guide has it, over ours, encrypted
-and with several in flight; ``vs_tf_ps`` is their geometric mean, and ``fused`` where it does many in one function.
+distinct ids of as many draws as that takes. ``encrypted``, with each push in the shard's log before it is acknowledged,
+is the default; ``clear`` is that without encryption, and ``bare`` without a log, too. A single call waits for its
+answer; with several in flight the next ones are on their way meanwhile. The full run has TensorFlow's
+ParameterServerStrategy pull and push as many rows: it neither encrypts nor keeps a log. ``vs_tf_ps_SIZE`` is its time
+for a pull and a push, scheduled as its guide has it, over ours, ``bare`` and with several in flight; ``vs_tf_ps`` is
+their geometric mean, ``encrypted`` that of our default, and ``fused`` where TensorFlow does many in one function.
 """
 
 from __future__ import annotations
@@ -35,11 +36,15 @@ from shoal.shards.client import Client
 from shoal.shards.order import Order
 from shoal.tables import Adagrad, TableSpec
 from shoal.tables.buckets import BucketMap
+from shoal.tables.consistency import Durability
 from shoal.tables.frame import Part, Push
 
 DIM, NUM_IDS = 16, 1_000_000
 BATCHES = (500, 5_000, 100_000)
 IN_FLIGHT = 3
+KINDS: tuple[tuple[str, bool, Durability], ...] = (
+    ("encrypted", True, "log"), ("clear", False, "log"), ("bare", False, "snapshot"),
+)  # fmt: skip
 
 Batch = tuple[np.ndarray, np.ndarray]
 
@@ -57,12 +62,13 @@ class Shard:
 
 
 @contextmanager
-def a_shard(*, encrypted: bool) -> Iterator[Shard]:
+def a_shard(*, encrypted: bool, durability: Durability = "log") -> Iterator[Shard]:
     """One that holds a million rows."""
     with tempfile.TemporaryDirectory() as name:
         key = JobKey.make()
         key.write(Path(name) / "key")
-        order = Order(name="s0", folder=name, shards=["s0"], key_path=str(Path(name) / "key") if encrypted else "")
+        key_path = str(Path(name) / "key") if encrypted else ""
+        order = Order(name="s0", folder=name, shards=["s0"], key_path=key_path, durability=durability)
         process = ShardProcess(order)
         client = Client(key if encrypted else None, BucketMap.even(["s0"]), {"s0": process.wait()})
         try:
@@ -138,10 +144,14 @@ def against_tensorflow(figures: dict[str, Any]) -> dict[str, Any]:
         said = subprocess.run(words, check=True, capture_output=True, text=True, cwd=REPOSITORY, timeout=600).stdout
     theirs = json.loads(said.strip().splitlines()[-1])
     found: dict[str, Any] = {f"tf_ps_{name}": round(value, 2) for name, value in theirs.items()}
-    for how, name in (("turn", "vs_tf_ps_fused"), ("scheduled", "vs_tf_ps")):
+    compared = (
+        ("turn", "bare", "vs_tf_ps_fused"), ("scheduled", "bare", "vs_tf_ps"),
+        ("scheduled", "encrypted", "vs_tf_ps_encrypted"),
+    )  # fmt: skip
+    for how, ours, name in compared:
         ratios = []
         for size in BATCHES:
-            rates = [figures[f"encrypted_{kind}_rows_per_s_{size}"] for kind in ("pull", "push")]
+            rates = [figures[f"{ours}_{kind}_rows_per_s_{size}"] for kind in ("pull", "push")]
             ratios.append(theirs[f"{how}_{size}_ms"] / (1e3 * sum(size / rate for rate in rates)))
             found[f"{name}_{size}"] = round(ratios[-1], 2)
         found[name] = round(statistics.geometric_mean(ratios), 2)
@@ -154,8 +164,8 @@ def main() -> None:
     options = parser.parse_args()
     figures: dict[str, Any] = {}
     rows, spread = {}, {}
-    for name, encrypted in (("encrypted", True), ("clear", False)):
-        with a_shard(encrypted=encrypted) as shard:
+    for name, encrypted, durability in KINDS:
+        with a_shard(encrypted=encrypted, durability=durability) as shard:
             for size in BATCHES:
                 batches = zipf_batches(3 if size > BATCHES[1] else 8, size)
                 turns = {500: 1000, 5_000: 200, 100_000: 12}[size] // (2 if options.quick else 1)

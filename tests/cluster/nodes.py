@@ -93,18 +93,19 @@ class Cluster:
         if hidden is not None:  # `ip netns exec` gives each process tree a view of its own of what is mounted
             command = ["sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(hidden), *command]
         self.children.append(node.spawn(command, self.folder / f"node{number}.log", {}))
-        self._wait_for_nodes(number)
+        self._wait_for(node)
         return node
 
-    def _wait_for_nodes(self, count: int) -> None:
-        ask = f"import ray; ray.init(log_to_driver=False); assert sum(n['Alive'] for n in ray.nodes()) == {count}"
+    def _wait_for(self, node: Node) -> None:
+        alive = "[n['NodeManagerAddress'] for n in ray.nodes() if n['Alive']]"
+        ask = f"import ray; ray.init(log_to_driver=False); assert {node.address!r} in {alive}"
         deadline_s = time.monotonic() + START_S
         answer = None
         while time.monotonic() < deadline_s:
             answer = self.head.run([sys.executable, "-c", ask], env={"RAY_ADDRESS": self.address})
             if answer.returncode == 0:
                 return
-        raise TimeoutError(f"Ray had not {count} nodes within {START_S:g} s: {answer and answer.stderr[-2000:]}")
+        raise TimeoutError(f"Ray had no node at {node.address} within {START_S:g} s: {answer and answer.stderr[-2000:]}")
 
     def close(self) -> None:
         self.lab.down()
