@@ -105,7 +105,8 @@ class Cluster:
             answer = self.head.run([sys.executable, "-c", ask], env={"RAY_ADDRESS": self.address})
             if answer.returncode == 0:
                 return
-        raise TimeoutError(f"Ray had no node at {node.address} within {START_S:g} s: {answer and answer.stderr[-2000:]}")
+        said = answer and answer.stderr[-2000:]
+        raise TimeoutError(f"Ray had no node at {node.address} within {START_S:g} s: {said}")
 
     def close(self) -> None:
         self.lab.down()
