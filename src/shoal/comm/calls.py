@@ -15,12 +15,15 @@ from dataclasses import dataclass
 
 from shoal.comm.keys import JobKey
 from shoal.comm.streams import Buffer, Loop, Stream, Taken, caller, listener, tune
-from shoal.errors import LinkFault
+from shoal.errors import Bug, LinkFault
 
-_RECONNECT_S, _CONNECT_S = 0.02, 2.0
+_RECONNECT_S, _CONNECT_S = 0.02, 5.0
 _TICK_S = 0.05
 _LINGER_S = 0.2
 _LARGE_BYTES = 1 << 16
+_STRANGER_S, _MOST_STRANGERS = 10.0, 64
+"""Who has called and not shown its key by then is hung up on when others call, or before then if there are many."""
+_ACCEPTED_AT_ONCE, _BREATH_S = 32, 0.01
 
 
 @dataclass(frozen=True)
@@ -43,17 +46,16 @@ class Answerer:
         self._listener = listener(host, port)
         name, number, *_ = self._listener.getsockname()
         self.address = f"[{name}]:{number}" if ":" in name else f"{name}:{number}"
-        self._streams: set[Stream] = set()
+        self._streams: dict[Stream, float] = {}  # and since when
         self._questions: deque[Question] = deque()
         self._is_busy = False
         self.loop.watch(self._listener, 1, self._accept)
 
     def receive(self, timeout_s: float) -> Question | None:
         """The next question, or None if none comes in time, or if something comes for others of its ``loop`` first."""
-        self._is_busy = False
-        if not self._questions:
-            self.loop.turn(timeout_s)
         with self.loop.lock:
+            self._is_busy = False
+            self.loop.turn(0.0 if self._questions else timeout_s)
             if not self._questions:
                 return None
             question = self._questions.popleft()
@@ -73,24 +75,38 @@ class Answerer:
 
     def close(self) -> None:
         """Once what was answered has left, or it takes too long."""
-        self._is_busy = False
         deadline_s = time.monotonic() + _LINGER_S
-        while not all(stream.is_idle for stream in self._streams) and time.monotonic() < deadline_s:
-            self.loop.turn(deadline_s - time.monotonic())
-        for stream in self._streams:
-            stream.close()
-        self.loop.forget(self._listener)
-        self._listener.close()
+        with self.loop.lock:
+            while not all(stream.is_idle for stream in self._streams) and time.monotonic() < deadline_s:
+                self.loop.turn(deadline_s - time.monotonic())
+            for stream in self._streams:
+                stream.close()
+            self.loop.forget(self._listener)
+            self._listener.close()
         self.loop.close()
 
     def _accept(self, _events: int) -> None:
-        try:
-            sock, _ = self._listener.accept()
-        except OSError:  # who called has hung up, or no more connections can be had now
-            return
-        sock.setblocking(False)
-        tune(sock)
-        self._streams.add(Stream(self.loop, sock, self._tls, self, calls=False))
+        """All that call, at most so many at once."""
+        late_s = time.monotonic() - _STRANGER_S
+        strangers = [stream for stream in self._streams if not stream.has_begun]
+        for number, stream in enumerate(strangers):
+            if self._streams[stream] < late_s or number < len(strangers) - _MOST_STRANGERS:
+                stream.close()
+                del self._streams[stream]
+        for _ in range(_ACCEPTED_AT_ONCE):
+            try:
+                sock, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError:  # who called has hung up, or no more connections can be had now
+                time.sleep(_BREATH_S)
+                return
+            try:
+                sock.setblocking(False)
+                tune(sock)
+                self._streams[Stream(self.loop, sock, self._tls, self, calls=False)] = time.monotonic()
+            except OSError:
+                sock.close()
 
     # What a stream tells
 
@@ -101,7 +117,7 @@ class Answerer:
         self._questions.append(Question(stream, *message))
 
     def ended(self, stream: Stream) -> None:
-        self._streams.discard(stream)
+        self._streams.pop(stream, None)
 
 
 @dataclass
@@ -178,16 +194,26 @@ class Calls:
         """Its answer. ``LinkFault`` if none comes in time; it may still be waited for. ``check`` is called now and
         then, and may raise."""
         deadline_s = time.monotonic() + timeout_s
-        while number not in self._answers:
-            left_s = deadline_s - time.monotonic()
-            if left_s <= 0:
+        while not self._has_come(number, min(deadline_s - time.monotonic(), _TICK_S)):
+            if time.monotonic() > deadline_s:
                 to = self._open[number].to
                 server = self._servers.get(to)
                 where = server.address if server is not None else "no known address"
                 raise LinkFault(f"{to} at {where} did not answer within {timeout_s:g} s")
-            if not self._turn(min(left_s, _TICK_S)):
-                check()
+            check()
         return self._answers.pop(number)
+
+    def _has_come(self, number: int, timeout_s: float) -> bool:
+        """Whether an answer is there, after a turn if need be. A helper may have taken it while the lock was waited
+        for."""
+        with self._loop.lock:
+            until_s = time.monotonic() + timeout_s
+            while number not in self._answers:
+                if number not in self._open:
+                    raise Bug(f"question {number} is not open")
+                if not self._turn(until_s - time.monotonic()) or time.monotonic() > until_s:
+                    break
+            return number in self._answers
 
     def take(self) -> None:
         """Take what has come, without waiting."""
@@ -238,13 +264,17 @@ class Calls:
     def _call(self, server: _Server) -> None:
         """Begin to. Where it takes too long it is tried anew: an answer to the first attempt may be lost."""
         server.has_begun = False
+        server.call_at_s = time.monotonic() + _RECONNECT_S
         try:
             sock: socket.socket = caller(server.address)
         except OSError:
-            server.call_at_s = time.monotonic() + _RECONNECT_S
+            return
+        try:
+            server.stream = Stream(self._loop, sock, self._tls, self, calls=True)
+        except OSError:
+            sock.close()
             return
         server.call_at_s = time.monotonic() + _CONNECT_S
-        server.stream = Stream(self._loop, sock, self._tls, self, calls=True)
         self._by_stream[server.stream] = server
 
     def _hang_up(self, server: _Server) -> None:
@@ -264,8 +294,9 @@ class Calls:
 
     def came(self, stream: Stream, message: Taken) -> None:
         number, head, body = message
-        if self._open.pop(number, None) is not None:
+        if number in self._open:
             self._answers[number] = head, body
+            del self._open[number]
 
     def ended(self, stream: Stream) -> None:
         server = self._by_stream.pop(stream)

@@ -28,13 +28,13 @@ Taken = tuple[int, memoryview, memoryview]
 _PREFIX = struct.Struct("<4sIQQ")  # a mark, the head's length, the body's, and the number
 _SPIN_S = 0.0003 if hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) > 1 else 0.0
 _MARK = b"shl1"
-_LARGEST_HEAD = 1 << 26
+_LARGEST_HEAD, _ALIGNED = 1 << 26, 64
 _SCRATCH_BYTES = 1 << 16
 _SLICE_BYTES = 1 << 18
 _TOGETHER_BELOW = 1 << 16
 _BUFFER_BYTES = 1 << 22
 _HELP_S = 0.001
-_IDLE_S, _PROBE_S, _NUM_PROBES, _UNHEARD_MS = 10, 5, 3, 15_000
+_IDLE_S, _PROBE_S, _NUM_PROBES, _UNHEARD_MS = 10, 5, 3, 60_000
 
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
@@ -45,6 +45,8 @@ class Loop:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self._selector = selectors.DefaultSelector()
+        self.room = memoryview(bytearray(_SLICE_BYTES))
+        """For what is on its way from a socket; nothing stays there."""
         self._goes_on: list[Callable[[], bool]] = []
         self._wanted, self._closed = threading.Event(), False
         self._helper: threading.Thread | None = None
@@ -130,7 +132,6 @@ class _Tls:
     def __init__(self, context: ssl.SSLContext, *, serves: bool) -> None:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._object = context.wrap_bio(self._incoming, self._outgoing, server_side=serves)
-        self._raw = memoryview(bytearray(_SLICE_BYTES))
 
     def shake_hands(self) -> bool:
         """As far as it goes; whether both sides are known to each other."""
@@ -140,10 +141,10 @@ class _Tls:
             return False
         return True
 
-    def take_from(self, sock: socket.socket) -> int:
-        """Whatever has come: how much."""
-        num = sock.recv_into(self._raw)
-        self._incoming.write(self._raw[:num])
+    def take_from(self, sock: socket.socket, room: memoryview) -> int:
+        """Whatever has come, by way of ``room``: how much."""
+        num = sock.recv_into(room)
+        self._incoming.write(room[:num])
         return num
 
     def read_into(self, room: memoryview) -> int:
@@ -168,9 +169,11 @@ class Stream:
     ) -> None:
         """``calls``: this side connects, which may be under way."""
         self.is_open = True
+        self.has_begun = tls is None and not calls
+        """Whether the other side is there, and has shown that it holds the key."""
         self._loop, self._socket, self._owner = loop, sock, owner
         self._tls = _Tls(tls, serves=not calls) if tls is not None else None
-        self._connects, self._has_begun = calls, False
+        self._connects = calls
         self._out: deque[memoryview] = deque()
         self._leaving = memoryview(b"")
         self._scratch = memoryview(bytearray(_SCRATCH_BYTES))
@@ -194,7 +197,7 @@ class Stream:
         else:
             self._out.append(memoryview(first + bytes(head)))
             self._out.extend(memoryview(body) for body in bodies if len(body))
-        if self._has_begun and not self._events & _WRITE:
+        if self.has_begun and not self._events & _WRITE:
             self._guarded(self._write)
 
     def close(self) -> None:
@@ -213,7 +216,7 @@ class Stream:
     def _guarded(self, act: Callable[..., None], *given: int) -> None:
         try:
             act(*given)
-        except OSError:  # all that a peer or a network can do, among it TLS that fails
+        except (OSError, MemoryError):  # all that a peer or a network can do, among it TLS that fails
             if self.is_open:
                 self.close()
                 self._owner.ended(self)
@@ -222,17 +225,20 @@ class Stream:
         if self._connects:
             if error := self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 raise OSError(error, "cannot connect")
+            if self._socket.getsockname() == self._socket.getpeername():
+                raise ConnectionError("nobody listens there, and the system has connected this socket with itself")
             self._connects = False
+        had_begun = self.has_begun
         if events & _READ:
             self._read()
-        if self.is_open and not self._has_begun:
+        if self.is_open and not had_begun:
             self._begin()
-        if self.is_open and (events & _WRITE or not self._has_begun):
+        if self.is_open and (events & _WRITE or not had_begun):
             self._write()
 
     def _begin(self) -> None:
         if self._tls is None or self._tls.shake_hands():
-            self._has_begun = True
+            self.has_begun = True
             self._owner.began(self)
             if self._tls is not None and self.is_open:
                 self._decrypt()  # what has come with the last of the handshake
@@ -255,7 +261,7 @@ class Stream:
 
     def _load(self) -> bool:
         """Have the next of what is to be sent be ready to leave; whether there is any."""
-        data = self._out[0][:_SLICE_BYTES] if self._out and self._has_begun else memoryview(b"")
+        data = self._out[0][:_SLICE_BYTES] if self._out and self.has_begun else memoryview(b"")
         if len(data):
             rest = self._out.popleft()[len(data) :]
             if len(rest):
@@ -270,14 +276,17 @@ class Stream:
         has_come = False
         while self.is_open and not has_come:
             try:
-                num = self._socket.recv_into(self._room()) if self._tls is None else self._tls.take_from(self._socket)
+                if self._tls is None:
+                    num = self._socket.recv_into(self._room())
+                else:
+                    num = self._tls.take_from(self._socket, self._loop.room)
             except BlockingIOError:
                 return
             if not num:
                 raise ConnectionError("the other side has hung up")
             if self._tls is None:
                 has_come = self._put(num)
-            elif not self._has_begun:
+            elif not self.has_begun:
                 return
             else:
                 has_come = self._decrypt()
@@ -322,7 +331,11 @@ class Stream:
         mark, head_length, body_length, number = _PREFIX.unpack_from(self._scratch, at)
         if mark != _MARK or head_length > _LARGEST_HEAD:
             raise ConnectionError("this is not the beginning of a message")
-        room = memoryview(np.empty(head_length + body_length, np.uint8))  # type: ignore[arg-type]
+        try:
+            whole = np.empty(head_length + -head_length % _ALIGNED + body_length, np.uint8)
+        except (MemoryError, ValueError) as error:
+            raise ConnectionError(f"there is no room for a message of {body_length} bytes") from error
+        room = memoryview(whole)[-head_length % _ALIGNED :]  # type: ignore[arg-type]
         start = at + _PREFIX.size
         num = min(self._filled - start, len(room))
         room[:num] = self._scratch[start : start + num]
@@ -333,7 +346,7 @@ class Stream:
 def listener(host: str, port: int) -> socket.socket:
     """Listens there; port 0 picks one. ``ConfigError`` if it cannot."""
     try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        family, *_, address = _found(host, port, socket.AI_PASSIVE)
         sock = socket.socket(family, socket.SOCK_STREAM)
     except OSError as error:
         raise ConfigError(f"cannot listen on {host}:{port}: {error}") from error
@@ -353,12 +366,12 @@ def caller(address: str) -> socket.socket:
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 0xFFFF:
         raise ConfigError(f"cannot call {address!r}: an address reads HOST:PORT")
-    found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
-    sock = socket.socket(found[0], socket.SOCK_STREAM)
+    family, *_, where = _found(host.strip("[]"), int(port))
+    sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
         tune(sock)
-        sock.connect(found[4])
+        sock.connect(where)
     except BlockingIOError:
         pass
     except OSError:
@@ -367,8 +380,14 @@ def caller(address: str) -> socket.socket:
     return sock
 
 
+def _found(host: str, port: int, flags: int = 0) -> Any:
+    """A name's first address, IPv4 if it has one, as whoever listens by a name does."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
+    return sorted(found, key=lambda one: one[0] != socket.AF_INET)[0]
+
+
 def tune(sock: socket.socket) -> None:
-    """Small messages leave at once, and a host that has vanished is noticed within half a minute."""
+    """Small messages leave at once, and a host that has vanished is noticed within a minute."""
     options: list[tuple[int, Any, int]] = [
         (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
         (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
