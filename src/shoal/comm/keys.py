@@ -8,14 +8,17 @@ argument, a log or a URL.
 from __future__ import annotations
 
 import os
-import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import zmq
 
 from shoal.errors import ConfigError
+
+if TYPE_CHECKING:
+    import ssl
 
 
 @dataclass(frozen=True)
