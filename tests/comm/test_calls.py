@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 
 import numpy as np
 import pytest
@@ -88,6 +89,43 @@ def test_many_large_questions_may_be_open_at_a_time(key):
         for number, body in reversed(list(zip(numbers, bodies, strict=True))):
             assert bytes(here.wait(number, PATIENCE_S)[1]) == body
     assert there.heads == [str(number).encode() for number in range(8)]
+
+
+def until(so: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not so():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+
+
+def test_what_is_large_comes_and_goes_while_nobody_waits(key):
+    """More than sockets hold: neither side is asked to do anything meanwhile."""
+    body = random_bytes(30_000_000)
+    with echo(key) as there, calls(key, there=there.address) as here:
+        here.wait(here.ask("there", b"hello"), PATIENCE_S)
+        number = here.ask("there", b"large", body, expects=len(body))
+        until(lambda: b"large" in there.heads)
+        found = []
+        until(lambda: bool(found.append(here.answer(number)) or found[-1]))
+    assert bytes(found[-1][1]) == body
+
+
+@pytest.mark.parametrize("length", range(1, 10))
+def test_bodies_begin_where_numbers_may(key, length):
+    with echo(key) as there, calls(key, there=there.address) as here:
+        _, came = here.wait(here.ask("there", b"h" * length, bytes(80)), PATIENCE_S)
+    assert np.frombuffer(came, np.int64).flags.aligned
+
+
+def test_strangers_who_say_nothing_do_not_keep_others_out():
+    key = JobKey.make()
+    with echo(key) as there, ExitStack() as strangers:
+        host, port = there.address.split(":")
+        silent = [strangers.enter_context(socket.create_connection((host, int(port)))) for _ in range(200)]
+        with calls(key, there=there.address) as here:
+            assert bytes(here.wait(here.ask("there", b"hello"), PATIENCE_S)[0]) == b"hello"
+        silent[0].settimeout(PATIENCE_S)
+        assert silent[0].recv(1) == b"", "the first of them has been hung up on"
 
 
 def test_several_ask_at_a_time(key):

@@ -6,6 +6,7 @@ one that may be asked twice. Bodies are sent without a copy: they must not chang
 
 from __future__ import annotations
 
+import selectors
 import socket
 import ssl
 import time
@@ -49,7 +50,7 @@ class Answerer:
         self._streams: dict[Stream, float] = {}  # and since when
         self._questions: deque[Question] = deque()
         self._is_busy = False
-        self.loop.watch(self._listener, 1, self._accept)
+        self.loop.watch(self._listener, selectors.EVENT_READ, self._accept)
 
     def receive(self, timeout_s: float) -> Question | None:
         """The next question, or None if none comes in time, or if something comes for others of its ``loop`` first."""
@@ -127,8 +128,11 @@ class _Server:
     name: str
     address: str
     stream: Stream | None = None
-    has_begun: bool = False
     call_at_s: float = 0.0
+
+    @property
+    def has_begun(self) -> bool:
+        return self.stream is not None and self.stream.has_begun
 
 
 @dataclass
@@ -141,12 +145,11 @@ class _Open:
 
 class Calls:
     """Asks servers, which it knows by name; one thread. An address may change while questions are open. ``loop``: one
-    that others wait on as well, and that is seen to by whoever does."""
+    that others wait on as well, and close."""
 
     def __init__(self, key: JobKey | None, addresses: Mapping[str, str], loop: Loop | None = None) -> None:
         self._tls: ssl.SSLContext | None = key.tls(serves=False) if key is not None else None
-        self._own_loop = Loop() if loop is None else None
-        self._loop = loop or self._own_loop or Loop()
+        self._loop, self._owns_loop = loop or Loop(), loop is None
         self._servers: dict[str, _Server] = {}
         self._by_stream: dict[Stream, _Server] = {}
         self._last = 0
@@ -182,7 +185,7 @@ class Calls:
             self._last += 1
             self._open[self._last] = _Open(to, head, list(body), expects)
             server = self._servers.get(to)
-            if server is not None and server.stream is not None and server.has_begun:
+            if server is not None and server.stream is not None and server.stream.has_begun:
                 server.stream.send(self._last, head, list(body))
             if self._is_large_under_way():
                 self._loop.go_on_while(self._is_large_under_way)
@@ -195,11 +198,11 @@ class Calls:
         then, and may raise."""
         deadline_s = time.monotonic() + timeout_s
         while not self._has_come(number, min(deadline_s - time.monotonic(), _TICK_S)):
-            if time.monotonic() > deadline_s:
-                to = self._open[number].to
-                server = self._servers.get(to)
+            entry = self._open.get(number)  # a helper may have taken the answer just now
+            if entry is not None and time.monotonic() > deadline_s:
+                server = self._servers.get(entry.to)
                 where = server.address if server is not None else "no known address"
-                raise LinkFault(f"{to} at {where} did not answer within {timeout_s:g} s")
+                raise LinkFault(f"{entry.to} at {where} did not answer within {timeout_s:g} s")
             check()
         return self._answers.pop(number)
 
@@ -239,8 +242,8 @@ class Calls:
     def close(self) -> None:
         for name in list(self._servers):
             self.part(name)
-        if self._own_loop is not None:
-            self._own_loop.close()
+        if self._owns_loop:
+            self._loop.close()
 
     # What is large
 
@@ -263,7 +266,6 @@ class Calls:
 
     def _call(self, server: _Server) -> None:
         """Begin to. Where it takes too long it is tried anew: an answer to the first attempt may be lost."""
-        server.has_begun = False
         server.call_at_s = time.monotonic() + _RECONNECT_S
         try:
             sock: socket.socket = caller(server.address)
@@ -286,10 +288,9 @@ class Calls:
     # What a stream tells
 
     def began(self, stream: Stream) -> None:
-        server = self._by_stream[stream]
-        server.has_begun = True
+        name = self._by_stream[stream].name
         for number, entry in self._open.items():
-            if entry.to == server.name:
+            if entry.to == name:
                 stream.send(number, entry.head, entry.body)
 
     def came(self, stream: Stream, message: Taken) -> None:
@@ -300,5 +301,5 @@ class Calls:
 
     def ended(self, stream: Stream) -> None:
         server = self._by_stream.pop(stream)
-        server.stream, server.has_begun = None, False
+        server.stream = None
         server.call_at_s = time.monotonic() + _RECONNECT_S

@@ -26,13 +26,13 @@ Taken = tuple[int, memoryview, memoryview]
 """A message as it came: its number, head and body. They are the receiver's own."""
 
 _PREFIX = struct.Struct("<4sIQQ")  # a mark, the head's length, the body's, and the number
-_SPIN_S = 0.0003 if hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) > 1 else 0.0
 _MARK = b"shl1"
+_SPIN_S = 0.0003 if hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) > 1 else 0.0
+"""On a single core whoever would answer waits meanwhile."""
 _LARGEST_HEAD, _ALIGNED = 1 << 26, 64
 _SCRATCH_BYTES = 1 << 16
 _SLICE_BYTES = 1 << 18
 _TOGETHER_BELOW = 1 << 16
-_BUFFER_BYTES = 1 << 22
 _HELP_S = 0.001
 _IDLE_S, _PROBE_S, _NUM_PROBES, _UNHEARD_MS = 10, 5, 3, 60_000
 
@@ -207,6 +207,7 @@ class Stream:
             self._loop.forget(self._socket)
             self._socket.close()
             self._out.clear()
+            self._leaving = memoryview(b"")
 
     # When the socket is ready
 
@@ -372,7 +373,7 @@ def caller(address: str) -> socket.socket:
         sock.setblocking(False)
         tune(sock)
         sock.connect(where)
-    except BlockingIOError:
+    except BlockingIOError:  # it is under way
         pass
     except OSError:
         sock.close()
