@@ -27,6 +27,23 @@ def add_up(group, line):
     return tensor.numpy().tobytes()
 
 
+def add_up_a_little(group, line):
+    """Sums of few bytes, all under way at once, beside a large one: of every kind and shape."""
+    rank = group.seat.rank
+    tensors = [
+        torch.tensor([1 / (rank + 3), 1e16, -1e16 * (rank == 0)], dtype=torch.float64),
+        torch.full((300_000,), float(rank)),
+        torch.tensor([2**62 + rank], dtype=torch.int64),
+        torch.arange(12, dtype=torch.float32).view(3, 4).t() / (rank + 1),
+        torch.tensor(rank == 1, dtype=torch.uint8),
+        torch.full((5,), 0.1 * rank, dtype=torch.bfloat16),
+    ]
+    works = [group.all_reduce(tensor) for tensor in tensors]
+    for work in reversed(works):
+        work.wait()
+    return [(tensor.shape, tensor.tolist()) for tensor in tensors]
+
+
 def gather(group, line):
     return group.all_gather(b"x" * (group.seat.rank * 1000) + bytes([group.seat.rank]) * (group.seat.rank % 2))
 
@@ -110,6 +127,21 @@ def test_sums_are_right_and_the_same_bits_on_every_member(world_size):
     total = torch.frombuffer(bytearray(results[0]), dtype=torch.float32)
     share = sum(rank + 1 for rank in range(world_size)) / 7
     torch.testing.assert_close(total, torch.arange(10_000, dtype=torch.float32) * share)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_small_sums_are_those_in_order_of_rank_on_every_member(world_size):
+    with Crew(world_size, add_up_a_little) as crew:
+        results = crew.results()
+    assert all(result == results[0] for result in results)
+    fine, large, whole, turned, one, coarse = (values for _, values in results[0])
+    in_order = [0.0, 0.0, 0.0]
+    for rank in range(world_size):
+        in_order = [a + b for a, b in zip(in_order, [1 / (rank + 3), 1e16, -1e16 * (rank == 0)], strict=True)]
+    assert fine == in_order and large == [sum(range(world_size))] * 300_000
+    assert whole == [(world_size * 2**62 + sum(range(world_size)) + 2**63) % 2**64 - 2**63] and one == (world_size > 1)
+    assert results[0][3][0] == (4, 3) and turned[1][2] == pytest.approx(9 * sum(1 / (r + 1) for r in range(world_size)))
+    assert coarse[0] == pytest.approx(0.1 * sum(range(world_size)), rel=0.02)
 
 
 def test_payloads_of_any_size_come_to_all_by_rank():

@@ -39,6 +39,9 @@ class Seat:
     timeout_s: float = 60.0
 
 
+_FEW_BYTES = 1 << 13
+"""What a member may send for a sum of which every member sends its part to every other: a ring has as many turns as it
+has members, twice, and at each what is small waits behind whatever is large on a link."""
 _GLANCE = timedelta(seconds=0.1)
 """How often a wait looks for an abort. Gloo (torch 2.13) now and then loses the error of a connection that ends just as
 a collective begins on it, and would wait for the whole time-out."""
@@ -50,6 +53,12 @@ class Work:
     def __init__(self, group: Group, handle: Any) -> None:
         self._group = group
         self._handle = handle
+        self._then: Callable[[], None] | None = None
+
+    def then(self, act: Callable[[], None]) -> Work:
+        """Have ``wait`` do this with what has come."""
+        self._then = act
+        return self
 
     def wait(self) -> None:
         """Return when the result is in place. ``Halted`` after an abort, ``Fault`` if a peer or link failed."""
@@ -57,6 +66,9 @@ class Work:
             return
         while not self._waited():
             self._group.check()
+        if self._then is not None:
+            self._then()
+            self._then = None
 
     def _waited(self) -> bool:
         if self._group.seat.device == "cpu":
@@ -106,21 +118,41 @@ class Group:
 
     def all_reduce(self, tensor: Tensor) -> Work:
         """Start to replace ``tensor`` by its sum over all members: the same bits on each."""
+        others = self.seat.world_size - 1
+        if self.seat.device == "cpu" and 0 < tensor.nbytes * others <= _FEW_BYTES:
+            return self._sum_of_all(tensor)
         return self._start(tensor, lambda backend: backend.allreduce([tensor], self._options))
+
+    def _sum_of_all(self, tensor: Tensor) -> Work:
+        """The sum in order of rank, of what all members send to each other."""
+        rows = tensor.new_empty(self.seat.world_size, tensor.numel())
+        work = self.all_gather_rows(rows.view(torch.uint8), tensor.reshape(-1).view(torch.uint8))
+
+        def add_up() -> None:
+            total = rows[0]
+            for row in rows[1:]:
+                total += row
+            tensor.copy_(total.view(tensor.shape))
+
+        return work.then(add_up)
 
     def all_to_all(self, received: Tensor, rows: Tensor) -> Work:
         """Start to give row r of ``rows`` (world_size, n) to rank r; row r of ``received`` comes from there."""
+        return self._to_each(received, rows, rows)
+
+    def _to_each(self, received: Tensor, rows: Tensor, given: Tensor) -> Work:
+        """``given``: what the rows were made from."""
         if self._backend is None:
             received.copy_(rows)
         options = dist.AllToAllOptions()
         options.timeout = self._options.timeout
         flat = received.view(-1), rows.view(-1)
-        return self._start(rows, lambda backend: backend.alltoall_base(*flat, [], [], options))
+        return self._start(given, lambda backend: backend.alltoall_base(*flat, [], [], options))
 
     def all_gather_rows(self, received: Tensor, row: Tensor) -> Work:
         """Start to give ``row`` (n,) to all members: row r of ``received`` (world_size, n) is rank r's."""
         if self.seat.device == "cpu":  # gloo's own goes round in a ring, and waits at every turn
-            return self.all_to_all(received, row.expand(self.seat.world_size, -1).contiguous())
+            return self._to_each(received, row.expand(self.seat.world_size, -1).contiguous(), row)
         options = _c10d.AllgatherOptions()
         options.timeout = self._options.timeout
         return self._start(row, lambda backend: backend._allgather_base(received.view(-1), row, options))

@@ -13,6 +13,7 @@ in the same order: what one computes then hides what another sends.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -194,6 +195,7 @@ class Split:
         self._whole = flat if flat.dtype == torch.float32 else flat.float()
         for number, piece in enumerate(self._pieces):
             piece.start(self._whole, memory.residual, room, key_of(key, number))
+            os.sched_yield()  # where cores are shared, every worker's first piece leaves before anyone's last
 
     def turn(self) -> None:
         for piece in self._pieces:
