@@ -8,6 +8,7 @@ from torch import nn
 
 from shoal.errors import ConfigError
 from shoal.strategies import Agreed, AllReduce, Share
+from shoal.strategies.buckets import Packing
 from tests.strategies.threads import on_ranks
 
 SMALL = AllReduce(bucket_bytes=1024)
@@ -255,6 +256,14 @@ def test_a_model_with_nothing_to_train_is_refused():
     model = nn.Linear(2, 2).requires_grad_(False)
     with pytest.raises(ConfigError, match="nothing to train"):
         AllReduce().bind(model)
+
+
+def test_small_parameters_travel_with_a_large_one():
+    sizes = {"a": 1000, "b": 10, "c": 2000, "d": 300, "e": 5, "f": 100, "g": 100}  # times 4 bytes; g is sent first
+    model = nn.ParameterDict({name: nn.Parameter(torch.zeros(size)) for name, size in sizes.items()})
+    layouts = Packing(2048).lay_out(model)
+    assert ["".join(name[-1] for name in layout.names) for layout in layouts] == ["gfed", "c", "ba"]
+    assert [layout.num_entries for layout in layouts] == [505, 2000, 1010]
 
 
 def test_buckets_too_small_to_be_meant_are_refused():

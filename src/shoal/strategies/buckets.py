@@ -14,6 +14,9 @@ from shoal.errors import ConfigError
 
 Named = tuple[str, nn.Parameter]
 
+_FEWEST = 8
+"""A bucket of less than this part of what it may hold is not worth an exchange of its own."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -104,8 +107,9 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Packing:
-    """How parameters are laid into buckets: at most ``bucket_bytes`` each, and with ``codec`` unless their name fits
-    one of the patterns ``uncompressed``, such as ``*.bias``."""
+    """How parameters are laid into buckets: ``bucket_bytes`` each, but that a parameter is never cut, and small ones go
+    with a large one; and with ``codec`` unless their name fits one of the patterns ``uncompressed``, such as
+    ``*.bias``."""
 
     bucket_bytes: int
     codec: Codec | None = None
@@ -164,7 +168,8 @@ def _cut(named: Sequence[Named], bucket_bytes: int) -> Iterator[list[Named]]:
     size = 0
     for name, parameter in reversed(named):
         alike = not group or (parameter.dtype == group[0][1].dtype and parameter.device == group[0][1].device)
-        if group and (not alike or size + parameter.nbytes > bucket_bytes):
+        is_full = size + parameter.nbytes > bucket_bytes and size * _FEWEST >= bucket_bytes
+        if group and (not alike or is_full):
             yield group
             group, size = [], 0
         group.append((name, parameter))
