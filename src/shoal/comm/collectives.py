@@ -39,9 +39,9 @@ class Seat:
     timeout_s: float = 60.0
 
 
-_FEW_BYTES = 1 << 13
-"""What a member may send for a sum of which every member sends its part to every other: a ring has as many turns as it
-has members, twice, and at each what is small waits behind whatever is large on a link."""
+_FEW_BYTES = 1 << 11
+"""Up to here every member sends its part of a sum to every other: a ring takes two turns for each member, and at each
+what is small waits behind whatever is large on a link."""
 _GLANCE = timedelta(seconds=0.1)
 """How often a wait looks for an abort. Gloo (torch 2.13) now and then loses the error of a connection that ends just as
 a collective begins on it, and would wait for the whole time-out."""
@@ -118,8 +118,7 @@ class Group:
 
     def all_reduce(self, tensor: Tensor) -> Work:
         """Start to replace ``tensor`` by its sum over all members: the same bits on each."""
-        others = self.seat.world_size - 1
-        if self.seat.device == "cpu" and 0 < tensor.nbytes * others <= _FEW_BYTES:
+        if self.seat.device == "cpu" and self._backend is not None and 0 < tensor.nbytes <= _FEW_BYTES:
             return self._sum_of_all(tensor)
         return self._start(tensor, lambda backend: backend.allreduce([tensor], self._options))
 

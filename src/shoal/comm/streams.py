@@ -149,6 +149,8 @@ class _Tls:
 
     def read_into(self, room: memoryview) -> int:
         """Decrypt, at most a record: how much, 0 if more must come first."""
+        if not (self._incoming.pending or self._object.pending()):
+            return 0  # as the next lines would find, after a while
         try:
             return int(self._object.read(len(room), room))
         except ssl.SSLWantReadError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +23,8 @@ Mask = npt.NDArray[np.bool_]
 
 _FULLEST, _FRESH = 0.85, 0.68
 _GROWTH = 1.25
+_SOON = 0.05
+"""With so much of the index still free the next one begins to take its memory."""
 _LEAST_PLACES, _MOST_PLACES, _MOST_ROWS = 1024, (1 << 32) - 1, (1 << 31) - 2
 _MOVED_A_PUSH, _MOVED_AN_ID = 4096, 8
 _MOST_GRAVES = 0.25
@@ -30,6 +33,7 @@ _LAST_CLOCK = (1 << 32) - 1
 _MOST_NOTED = 1 << 20
 _WORD_BYTES = 4
 _PLACE = np.dtype([("id", np.int64), ("ref", np.int32), ("touched", np.uint32)])
+_PAGE_PLACES = mmap.PAGESIZE // _PLACE.itemsize
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ class Table:
         self._noted = zeros((min(_MOST_NOTED, len(self._rows)),), np.int64)
         self._new = self._places(_LEAST_PLACES)
         self._old = self._places(0)
+        self._next = self._places(0)
         self._removed: list[tuple[int, Ids]] = []
         self._deltas_from = 0
         self._num_asked = self._num_found = 0
@@ -111,6 +116,8 @@ class Table:
         kernels.push(keys, values, (self._new, self._old), kept, self._form, moment)
         if len(self._old[0]):
             self._move(_MOVED_A_PUSH + _MOVED_AN_ID * len(keys))
+        else:
+            self._prepare(len(keys))
 
     def expire(self, now_s: int) -> Ids:
         """Remove the ids that were not pushed within ``expire_after_s`` before ``now_s``: which."""
@@ -175,13 +182,31 @@ class Table:
             self._settle()
             self._grow(num)
 
+    def _prepare(self, num: int) -> None:
+        """Have the next index take its memory bit by bit, before it is needed: ids are all over it from the first push
+        on, and the kernel takes its time for each page."""
+        capacity = len(self._new[0])
+        soon, left = _SOON * capacity, _FULLEST * capacity - self._num_ids
+        if left > soon or self._state[GRAVES]:
+            return
+        if not len(self._next[0]):
+            self._next = self._places(self._grown)
+        before, until = (min(1.0, max(0.0, 1 - ids / soon)) for ids in (left + num, left))
+        for array in (self._next[0], self._next[3]):
+            array[int(before * len(array)) : int(until * len(array)) : _PAGE_PLACES] = 0
+
+    @property
+    def _grown(self) -> int:
+        return int(_GROWTH * len(self._new[0]))
+
     def _grow(self, num: int) -> None:
         least = max(_LEAST_PLACES, int((self._num_ids + num) / _FRESH))
-        grown = int(_GROWTH * len(self._new[0])) if not self._state[GRAVES] else least
+        grown = self._grown if not self._state[GRAVES] else least
         capacity = max(least, grown)
         if capacity > _MOST_PLACES:
             raise ConfigError(f"table {self.spec.name}: {self._num_ids + num} ids are too many for one shard")
-        self._old, self._new = self._new, self._places(capacity)
+        self._old, self._new = self._new, self._next if len(self._next[0]) == capacity else self._places(capacity)
+        self._next = self._places(0)
         self._state[[GRAVES, MOVED, EMPTY]] = 0
 
     def _move(self, count: int) -> None:
@@ -333,7 +358,7 @@ class Table:
     @property
     def stats(self) -> Stats:
         """What it is about, now."""
-        places = sum(array.nbytes for array in (*self._new, *self._old))
+        places = sum(array.nbytes for array in (*self._new, *self._old, *self._next))
         num_bytes = places + int(self._state[NEXT]) * self.spec.num_words * _WORD_BYTES
         return Stats(
             int(self._state[LIVE]), int(self._state[WAITING]), int(self._state[REFUSED]),
