@@ -190,22 +190,22 @@ class Table:
         if left > soon or self._state[GRAVES]:
             return
         if not len(self._next[0]):
-            self._next = self._places(self._grown)
+            self._next = self._places(self._capacity(int(_FULLEST * capacity) + 2 * num))
         before, until = (min(1.0, max(0.0, 1 - ids / soon)) for ids in (left + num, left))
         for array in (self._next[0], self._next[3]):
             array[int(before * len(array)) : int(until * len(array)) : _PAGE_PLACES] = 0
 
-    @property
-    def _grown(self) -> int:
-        return int(_GROWTH * len(self._new[0]))
+    @staticmethod
+    def _capacity(num_ids: int) -> int:
+        return max(_LEAST_PLACES, int(num_ids / _FRESH))
 
     def _grow(self, num: int) -> None:
-        least = max(_LEAST_PLACES, int((self._num_ids + num) / _FRESH))
-        grown = self._grown if not self._state[GRAVES] else least
-        capacity = max(least, grown)
+        least = self._capacity(self._num_ids + num)
+        capacity = least if self._state[GRAVES] else max(least, int(_GROWTH * len(self._new[0])))
         if capacity > _MOST_PLACES:
             raise ConfigError(f"table {self.spec.name}: {self._num_ids + num} ids are too many for one shard")
-        self._old, self._new = self._new, self._next if len(self._next[0]) == capacity else self._places(capacity)
+        is_prepared = len(self._next[0]) >= capacity and not self._state[GRAVES]
+        self._old, self._new = self._new, self._next if is_prepared else self._places(capacity)
         self._next = self._places(0)
         self._state[[GRAVES, MOVED, EMPTY]] = 0
 
