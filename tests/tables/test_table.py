@@ -75,6 +75,20 @@ def test_it_grows_without_losing_an_id():
     same(table, plain)
 
 
+def test_a_push_that_fits_is_taken_where_there_is_no_memory_for_the_next_index(monkeypatch):
+    table = Table(TableSpec(name="t", dim=2, rule=SGD(lr=1.0), initial_scale=0.0))
+
+    def refuse(*_, **__):
+        raise ConfigError("no more memory")
+
+    monkeypatch.setattr("shoal.tables.table.zeros", refuse)
+    for start in range(0, 860, 10):  # of 1024 places; the next index is prepared from 820 on
+        table.push(np.arange(start, start + 10), np.ones((10, 2), np.float32))
+    with pytest.raises(ConfigError, match="no more memory"):
+        table.push(np.arange(860, 880), np.ones((20, 2), np.float32))
+    assert table.stats.num_rows == 860 and (table.pull(np.arange(870)) == -1).all(1).sum() == 860
+
+
 def test_what_was_never_pushed_has_a_known_value_within_the_scale():
     ids = np.arange(-500, 500)
     first = Table(spec(initial_scale=0.5), SMALL).pull(ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -190,7 +191,8 @@ class Table:
         if left > soon or self._state[GRAVES]:
             return
         if not len(self._next[0]):
-            self._next = self._places(self._capacity(int(_FULLEST * capacity) + 2 * num))
+            with suppress(ConfigError):  # this push has been taken; one that needs the memory will be refused
+                self._next = self._places(self._capacity(int(_FULLEST * capacity) + 2 * num))
         before, until = (min(1.0, max(0.0, 1 - ids / soon)) for ids in (left + num, left))
         for array in (self._next[0], self._next[3]):
             array[int(before * len(array)) : int(until * len(array)) : _PAGE_PLACES] = 0
