@@ -24,7 +24,7 @@ class Pulls:
 
     def ask(self, table, ids, step):
         self.asked.append((table, ids.tolist(), step))
-        return Pulling(table, ids, step, {}, None, np.array([0, len(ids)]), True, ("s0",))
+        return Pulling(table, ids, step, {}, None, True, ("s0",))
 
     def rows(self, pulling):
         return self.tables[pulling.table].pull(pulling.ids)

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from shoal.comm.keys import JobKey
 from shoal.comm.streams import Buffer, Loop, Stream, Taken, caller, listener, tune
@@ -27,8 +28,7 @@ _STRANGER_S, _MOST_STRANGERS = 10.0, 64
 _ACCEPTED_AT_ONCE, _BREATH_S = 32, 0.01
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(NamedTuple):
     """What was asked. ``peer`` and ``number`` are for the answer."""
 
     peer: Stream
@@ -72,7 +72,7 @@ class Answerer:
         """One for a caller that is gone is dropped."""
         with self.loop.lock:
             if question.peer.is_open:
-                question.peer.send(question.number, head, list(body))
+                question.peer.send(question.number, head, body)
 
     def close(self) -> None:
         """Once what was answered has left, or it takes too long."""
@@ -135,11 +135,10 @@ class _Server:
         return self.stream is not None and self.stream.has_begun
 
 
-@dataclass
-class _Open:
+class _Open(NamedTuple):
     to: str
     head: bytes
-    body: list[Buffer]
+    body: tuple[Buffer, ...]
     expects: int
 
 
@@ -183,11 +182,12 @@ class Calls:
         """Send a question: its number, for ``wait``. ``expects``: about how many bytes the answer has."""
         with self._loop.lock:
             self._last += 1
-            self._open[self._last] = _Open(to, head, list(body), expects)
+            self._open[self._last] = _Open(to, head, body, expects)
             server = self._servers.get(to)
-            if server is not None and server.stream is not None and server.stream.has_begun:
-                server.stream.send(self._last, head, list(body))
-            if self._is_large_under_way():
+            stream = server.stream if server is not None else None
+            if stream is not None and stream.has_begun:
+                stream.send(self._last, head, body)
+            if expects > _LARGE_BYTES or (stream is not None and not stream.is_idle):
                 self._loop.go_on_while(self._is_large_under_way)
             return self._last
 

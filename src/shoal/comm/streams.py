@@ -14,7 +14,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,7 +32,7 @@ _SPIN_S = 0.0003 if hasattr(os, "sched_getaffinity") and len(os.sched_getaffinit
 _LARGEST_HEAD, _ALIGNED = 1 << 26, 64
 _SCRATCH_BYTES = 1 << 16
 _SLICE_BYTES = 1 << 18
-_TOGETHER_BELOW = 1 << 16
+_TOGETHER_BELOW, _RECORD_BYTES = 1 << 16, 1 << 14
 _HELP_S = 0.001
 _IDLE_S, _PROBE_S, _NUM_PROBES, _UNHEARD_MS = 10, 5, 3, 60_000
 
@@ -190,7 +190,7 @@ class Stream:
         """Whether all that was sent has left."""
         return not (self._out or len(self._leaving))
 
-    def send(self, number: int, head: Buffer, bodies: list[Buffer]) -> None:
+    def send(self, number: int, head: Buffer, bodies: Sequence[Buffer]) -> None:
         """Buffers are sent as they are when they leave: they must not change before they are answered."""
         length = sum(map(len, bodies))
         first = _PREFIX.pack(_MARK, len(head), length, number)
@@ -264,11 +264,13 @@ class Stream:
 
     def _load(self) -> bool:
         """Have the next of what is to be sent be ready to leave; whether there is any."""
-        data = self._out[0][:_SLICE_BYTES] if self._out and self.has_begun else memoryview(b"")
-        if len(data):
-            rest = self._out.popleft()[len(data) :]
-            if len(rest):
-                self._out.appendleft(rest)
+        data = memoryview(b"")
+        if self._out and self.has_begun:
+            data = self._out.popleft()
+            most = _SLICE_BYTES if self._tls is None or len(data) > _TOGETHER_BELOW else _RECORD_BYTES
+            if len(data) > most:
+                self._out.appendleft(data[most:])
+                data = data[:most]
         self._leaving = data if self._tls is None else self._tls.encrypted(data)
         return bool(len(self._leaving))
 
@@ -314,7 +316,7 @@ class Stream:
             self._filled += num
         found, at = False, 0
         while self.is_open:
-            if self._coming is None:
+            if self._coming is None and at < self._filled:
                 at = self._take_head(at)
             if self._coming is None or len(self._missing):
                 break
@@ -322,9 +324,9 @@ class Stream:
             found = True
             self._owner.came(self, message)
         if at:
-            rest = bytes(self._scratch[at : self._filled])
-            self._scratch[: len(rest)] = rest
-            self._filled = len(rest)
+            if rest := self._filled - at:
+                self._scratch[:rest] = bytes(self._scratch[at : self._filled])
+            self._filled = rest
         return found
 
     def _take_head(self, at: int) -> int:
@@ -334,16 +336,25 @@ class Stream:
         mark, head_length, body_length, number = _PREFIX.unpack_from(self._scratch, at)
         if mark != _MARK or head_length > _LARGEST_HEAD:
             raise ConnectionError("this is not the beginning of a message")
-        try:
-            whole = np.empty(head_length + -head_length % _ALIGNED + body_length, np.uint8)
-        except (MemoryError, ValueError) as error:
-            raise ConnectionError(f"there is no room for a message of {body_length} bytes") from error
-        room = memoryview(whole)[-head_length % _ALIGNED :]  # type: ignore[arg-type]
+        before = -head_length % _ALIGNED
+        room = _room_for(before + head_length + body_length)
         start = at + _PREFIX.size
-        num = min(self._filled - start, len(room))
-        room[:num] = self._scratch[start : start + num]
-        self._coming, self._missing = (number, room[:head_length], room[head_length:]), room[num:]
-        return start + num
+        stop = min(start + head_length + body_length, self._filled)
+        has = before + stop - start
+        room[before:has] = self._scratch[start:stop]
+        body_at = before + head_length
+        self._coming, self._missing = (number, room[before:body_at], room[body_at:]), room[has:]
+        return stop
+
+
+def _room_for(num_bytes: int) -> memoryview:
+    """``ConnectionError`` if there is none."""
+    if num_bytes < _TOGETHER_BELOW:
+        return memoryview(bytearray(num_bytes))
+    try:
+        return memoryview(np.empty(num_bytes, np.uint8))  # type: ignore[arg-type]
+    except (MemoryError, ValueError) as error:
+        raise ConnectionError(f"there is no room for a message of {num_bytes} bytes") from error
 
 
 def listener(host: str, port: int) -> socket.socket:

@@ -24,10 +24,12 @@ from shoal.tables.batches import by_owner, doubled
 from shoal.tables.book import Span, Verdict
 from shoal.tables.buckets import BucketMap
 from shoal.tables.consistency import NOW
-from shoal.tables.frame import Part, Push
+from shoal.tables.frame import Part, Push, bytes_of
 
 Ids = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float32]
+Routes = tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]
+"""The places of ids in the order of their shards, and where each shard's begin."""
 
 _DECODER = msgspec.msgpack.Decoder(msg.Answer)
 _ENCODER = msgspec.msgpack.Encoder()
@@ -50,8 +52,7 @@ class Pulling:
     ids: Ids
     step: int
     tickets: dict[str, int]
-    order: npt.NDArray[np.int32] | None
-    starts: npt.NDArray[np.int64]
+    routes: Routes | None
     early: bool
     shards: tuple[str, ...]
 
@@ -136,23 +137,20 @@ class Client:
         """Begin to pull; ``early``: what is to be read is not there yet."""
         if table not in self._dims:
             raise ConfigError(f"there is no table {table!r}; there are {', '.join(self._dims) or 'none'}")
-        order, starts = self._routed(ids)
-        pulling = Pulling(table, ids, step, {}, order, starts, early, self.buckets.shards)
-        manner = self._manner
+        manner, shards = self._manner, self.buckets.shards
         width = self._dims[table] * (2 if manner.half else 4)
         head = _ENCODER.encode(msg.Pull(self.buckets.epoch, table, step, manner.half, manner.waits, early))
-        chosen = ids if order is None else ids[order]
-        for index, shard in enumerate(self.buckets.shards):
-            own = chosen[starts[index] : starts[index + 1]]
+        tickets: dict[str, int] = {}
+        routes = self._routes(ids)
+        for index, shard in enumerate(shards):
+            own = ids if routes is None else ids[_of_shard(routes, index)]
             if len(own):
-                pulling.tickets[shard] = self._calls.ask(shard, head, _bytes(own), expects=len(own) * width)
-        return pulling
+                tickets[shard] = self._calls.ask(shard, head, bytes_of(own), expects=len(own) * width)
+        return Pulling(table, ids, step, tickets, routes, early, shards)
 
-    def _routed(self, ids: Ids) -> tuple[npt.NDArray[np.int32] | None, npt.NDArray[np.int64]]:
-        if len(self.buckets.shards) == 1:
-            return None, np.array([0, len(ids)])
-        order, starts = by_owner(ids, self.buckets.owners, len(self.buckets.shards))
-        return order, starts
+    def _routes(self, ids: Ids) -> Routes | None:
+        shards = self.buckets.shards
+        return by_owner(ids, self.buckets.owners, len(shards)) if len(shards) > 1 else None
 
     def rows(self, pulling: Pulling) -> Weights:
         """What a pull has come to. ``LinkFault`` if a shard stays away, ``Fault`` for a step that is gone."""
@@ -168,22 +166,21 @@ class Client:
         self._calls.forget(pulling.tickets.values())
 
     def _rows(self, pulling: Pulling) -> Weights:
-        dim, staleness = self._dims[pulling.table], 0
-        out: Weights = np.empty((len(pulling.ids) if pulling.order is not None else 0, dim), np.float32)
+        dim, routes, staleness = self._dims[pulling.table], pulling.routes, 0
+        out: Weights | None = None
         for shard, ticket in pulling.tickets.items():
             head, body = self._wait(ticket)
-            answer = self._checked(head, pulling.tickets.values())
-            rows = _as(answer, msg.Rows)
+            rows = _as(self._checked(head, pulling.tickets.values()), msg.Rows)
             staleness = max(staleness, rows.staleness)
             raw = np.frombuffer(body, np.uint16 if rows.half else np.float32).reshape(-1, dim)
             values: Any = doubled(raw) if rows.half else raw
-            if pulling.order is None:
+            if routes is None:
                 out = values
             else:
-                index = pulling.shards.index(shard)
-                out[pulling.order[pulling.starts[index] : pulling.starts[index + 1]]] = values
+                out = np.empty((len(pulling.ids), dim), np.float32) if out is None else out
+                out[_of_shard(routes, pulling.shards.index(shard))] = values
         self.staleness[staleness] += 1
-        return out
+        return np.empty((0, dim), np.float32) if out is None else out
 
     # Pushes
 
@@ -198,11 +195,10 @@ class Client:
         pushing.tickets.clear()  # of shards that are not in the map any more
         parts: list[list[Part]] = [[] for _ in self.buckets.shards]
         for part in push.parts:
-            order, starts = self._routed(part.ids)
-            ids, gradients = (part.ids, part.gradients) if order is None else (part.ids[order], part.gradients[order])
+            routes = self._routes(part.ids)
             for index, own in enumerate(parts):
-                of = slice(int(starts[index]), int(starts[index + 1]))
-                own.append(Part(part.table, ids[of], gradients[of]))
+                of = slice(None) if routes is None else _of_shard(routes, index)
+                own.append(Part(part.table, part.ids[of], part.gradients[of]))
         for shard, own in zip(self.buckets.shards, parts, strict=True):
             body = Push(push.generation, push.lanes, own, push.now_s).encode()
             pushing.tickets[shard] = self._calls.ask(shard, head, *body)
@@ -311,8 +307,9 @@ def _as(answer: msg.Answer, kind: type[Any]) -> Any:
     return answer
 
 
-def _bytes(array: npt.NDArray[Any]) -> memoryview:
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+def _of_shard(routes: Routes, index: int) -> npt.NDArray[np.int32]:
+    order, starts = routes
+    return order[starts[index] : starts[index + 1]]
 
 
 def _spans(lanes: Mapping[int, Span]) -> str:

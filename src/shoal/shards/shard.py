@@ -30,7 +30,7 @@ from shoal.tables.batches import halved
 from shoal.tables.buckets import BucketMap
 from shoal.tables.consistency import NOW, Bounded, Sync
 from shoal.tables.files import write_whole
-from shoal.tables.frame import Begin, Import, Push, decode
+from shoal.tables.frame import Begin, Import, Push, bytes_of, decode
 from shoal.tables.journal import Journal, Keeping
 from shoal.tables.stored import JournalFolder, unpacked
 
@@ -354,14 +354,15 @@ class Shard:
 
     def _pull(self, question: Question, asked: msg.Pull) -> None:
         begun_s = time.perf_counter()
+        tables, staleness = self._tables, 0
+        if asked.step != NOW:
+            staleness = max(0, asked.step - tables.step)
+            self._check_promise(asked.step, staleness)
         ids = np.frombuffer(question.body, np.int64)
-        staleness = max(0, asked.step - self._tables.step) if asked.step != NOW else 0
-        self._check_promise(asked.step, staleness)
-        self._loads.note(ids)
-        rows = self._tables.pull(asked.table, ids, asked.step)
-        body = halved(rows) if asked.half else rows
+        rows = tables.pull(asked.table, ids, asked.step)
         head = msg.Rows(rows.shape[1], asked.half, staleness)
-        self._answer(question, head, memoryview(body.reshape(-1).view(np.uint8)))  # type: ignore[arg-type]
+        self._answer(question, head, bytes_of(halved(rows) if asked.half else rows))
+        self._loads.note(ids)
         self._staleness[staleness] = self._staleness.get(staleness, 0) + 1
         self._pulls.add(time.perf_counter() - begun_s)
 

@@ -6,6 +6,7 @@ gradients (float32), little-endian. A log holds the beginnings of generations, t
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -71,6 +72,7 @@ class Drop(msgspec.Struct, frozen=True, array_like=True, tag="drop"):
 
 
 Entry = Begin | Import | Drop
+_HEAD_DECODER = msgspec.msgpack.Decoder(Head | Entry)
 
 
 def _encoded(entry: Entry) -> list[bytes | memoryview]:
@@ -105,7 +107,7 @@ class Push:
         pieces: list[bytes | memoryview] = [_LENGTH.pack(len(head)), head, bytes(padding)]
         for part in self.parts:
             for array in (part.ids, part.gradients):
-                pieces.append(_bytes(array))
+                pieces.append(bytes_of(array))
                 pieces.append(bytes(-array.nbytes % _ALIGNED))
         return [piece for piece in pieces if len(piece)]
 
@@ -114,7 +116,7 @@ def decode(body: bytes | memoryview) -> Push | Entry:
     """The other way round; arrays are views of ``body``. ``ConfigError`` for what is none of these."""
     try:
         (length,) = _LENGTH.unpack_from(body)
-        head = msgspec.msgpack.decode(memoryview(body)[_LENGTH.size : _LENGTH.size + length], type=Head | Entry)
+        head = _HEAD_DECODER.decode(memoryview(body)[_LENGTH.size : _LENGTH.size + length])
         at = _LENGTH.size + length
         at += -at % _ALIGNED
         parts = []
@@ -129,11 +131,12 @@ def decode(body: bytes | memoryview) -> Push | Entry:
     return Push(head.generation, head.lanes, parts, head.now_s) if isinstance(head, Head) else head
 
 
-def _bytes(array: npt.NDArray[Any]) -> memoryview:
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+def bytes_of(array: npt.NDArray[Any]) -> memoryview:
+    """An array's numbers, without a copy if they lie in order."""
+    return memoryview(np.ascontiguousarray(array)).cast("B") if array.size else memoryview(b"")  # type: ignore[arg-type]
 
 
 def _array(body: bytes | memoryview, at: int, dtype: Any, shape: tuple[int, ...]) -> tuple[npt.NDArray[Any], int]:
-    count = int(np.prod(shape, dtype=np.int64))
+    count = math.prod(shape)
     array = np.frombuffer(body, dtype, count, at).reshape(shape)
     return array, at + array.nbytes + -array.nbytes % _ALIGNED

@@ -182,7 +182,7 @@ def update(code: int, numbers: Array, weights: Array, slots: Array, gradient: Ar
 @kernel
 def pull(keys: Array, places: tuple[Places, Places], rows: Array, form: Form, out: Array) -> Any:
     """(n,) ids -> (n, dim) weights; how many of them have a row. ``places``: the newest index and the one before."""
-    code, _, half, numbers, _, origin, scale = form
+    code, num_words, half, numbers, _, origin, scale = form
     (ids, own, _, _), (old_ids, old_own, _, _) = places
     refs = np.empty(keys.size, i32)
     num_found, dim = 0, out.shape[1]
@@ -196,7 +196,7 @@ def pull(keys: Array, places: tuple[Places, Places], rows: Array, form: Form, ou
             refs[i] = old_own[place] if place >= 0 else i32(0)
     for i in range(keys.size):
         if i + _AHEAD < keys.size and refs[i + _AHEAD] > 0:
-            prefetch_row(rows, refs[i + _AHEAD] - 1)
+            prefetch_row(rows, refs[i + _AHEAD] - 1, rows.shape[1] if code == FTRL else num_words)
         ref = refs[i]
         if ref > 0:
             num_found += 1
@@ -309,7 +309,7 @@ def _update_rows(keys: Array, gradients: Array, refs: Array, rows: Array, form: 
     weights = np.empty(dim, f32)
     for i in range(keys.size):
         if i + _AHEAD < keys.size and refs[i + _AHEAD] > 0:
-            prefetch_row(rows, refs[i + _AHEAD] - 1)
+            prefetch_row(rows, refs[i + _AHEAD] - 1, rows.shape[1])
         if refs[i] <= 0:
             continue
         row = rows[refs[i] - 1]

@@ -10,7 +10,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-_LINE_BYTES, _NUM_LINES = 64, 4
+from shoal.compiling import kernel
+
+_LINE_WORDS, _MOST_WORDS = 16, 64
 _WRITE, _KEEP, _DATA = 1, 3, 1
 
 
@@ -34,20 +36,23 @@ def _prefetch(_typing: Any, array: Any, _index: Any) -> Any:
     return types.void(array, types.intp), generate
 
 
-def _prefetch_row(_typing: Any, array: Any, _index: Any) -> Any:
+def _prefetch_word(_typing: Any, array: Any, _row: Any, _column: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        start = [arguments[1], context.get_constant(types.intp, 0)]
-        first = _pointer(context, builder, signature.args[0], arguments[0], start)
-        byte = builder.bitcast(first, ir.IntType(8).as_pointer())
-        for line in range(_NUM_LINES):
-            _ask(builder, builder.gep(byte, [ir.IntType(64)(line * _LINE_BYTES)]))
+        _ask(builder, _pointer(context, builder, signature.args[0], arguments[0], [arguments[1], arguments[2]]))
         return context.get_dummy_value()
 
-    return types.void(array, types.intp), generate
+    return types.void(array, types.intp, types.intp), generate
 
 
 prefetch: Any = intrinsic(_prefetch)
 """``prefetch(array, index)``: an entry of a vector is going to be read or written."""
 
-prefetch_row: Any = intrinsic(_prefetch_row)
-"""``prefetch_row(array, index)``: a row of a matrix is, up to its first four cache lines."""
+_prefetch_word_of: Any = intrinsic(_prefetch_word)
+
+
+@kernel
+def prefetch_row(rows: Any, row: int, num_words: int) -> None:
+    """The first words of 4 bytes of a matrix's row are going to be, up to four cache lines of them and their last."""
+    for word in range(0, min(num_words, _MOST_WORDS), _LINE_WORDS):
+        _prefetch_word_of(rows, row, word)
+    _prefetch_word_of(rows, row, num_words - 1)

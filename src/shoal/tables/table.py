@@ -92,7 +92,7 @@ class Table:
 
     def _places(self, num: int) -> tuple[Any, ...]:
         seen_at = num if self.spec.expire_after_s is not None else 0
-        places = zeros((num,), _PLACE)
+        places = zeros((num,), _PLACE, in_order=True)
         return places["id"], places["ref"], places["touched"], zeros((seen_at,), np.int64)
 
     # By id
@@ -148,6 +148,8 @@ class Table:
     def check_ids(self, ids: npt.ArrayLike) -> Ids:
         """Ids as (n,) int64. ``ConfigError`` for what they cannot be read from without loss."""
         keys = np.asarray(ids)
+        if keys.dtype == np.int64 and keys.ndim == 1 and keys.flags.c_contiguous:
+            return keys
         is_fit = keys.dtype.kind in "iu" and np.can_cast(keys.dtype, np.int64, "safe")
         if keys.ndim != 1 or not (is_fit or len(keys) == 0):
             came = f"{keys.dtype} of shape {keys.shape}"
