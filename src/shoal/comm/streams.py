@@ -199,8 +199,8 @@ class Stream:
         else:
             self._out.append(memoryview(first + bytes(head)))
             self._out.extend(memoryview(body) for body in bodies if len(body))
-        if self.has_begun and not self._events & _WRITE:
-            self._guarded(self._write)
+        if self.has_begun and self._events == _READ:
+            self._ready(_WRITE)
 
     def close(self) -> None:
         """Hang up, without telling the owner."""
@@ -214,29 +214,34 @@ class Stream:
     # When the socket is ready
 
     def _ready(self, events: int) -> None:
-        self._guarded(self._go_on, events)
-
-    def _guarded(self, act: Callable[..., None], *given: int) -> None:
         try:
-            act(*given)
+            if self.has_begun:
+                self._go_on(events)
+            else:
+                self._come_to_begin(events)
         except (OSError, MemoryError):  # all that a peer or a network can do, among it TLS that fails
             if self.is_open:
                 self.close()
                 self._owner.ended(self)
 
     def _go_on(self, events: int) -> None:
+        if events & _READ:
+            self._read()
+        if events & _WRITE and self.is_open:
+            self._write()
+
+    def _come_to_begin(self, events: int) -> None:
         if self._connects:
             if error := self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 raise OSError(error, "cannot connect")
             if self._socket.getsockname() == self._socket.getpeername():
                 raise ConnectionError("nobody listens there, and the system has connected this socket with itself")
             self._connects = False
-        had_begun = self.has_begun
         if events & _READ:
             self._read()
-        if self.is_open and not had_begun:
+        if self.is_open:
             self._begin()
-        if self.is_open and (events & _WRITE or not had_begun):
+        if self.is_open:
             self._write()
 
     def _begin(self) -> None:

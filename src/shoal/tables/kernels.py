@@ -28,6 +28,9 @@ Places = Any
 """(ids int64, refs int32, touched uint32, seen_at int64 or of size 0), each (capacity,); the first three side by side
 in memory."""
 
+Index = Any
+"""(ids, refs) of it."""
+
 Form = Any
 """(rule, words of weights, whether they are bfloat16, the rule's numbers, what its slots begin at, the key that initial
 values are drawn by, their scale)"""
@@ -180,10 +183,10 @@ def update(code: int, numbers: Array, weights: Array, slots: Array, gradient: Ar
 
 
 @kernel
-def pull(keys: Array, places: tuple[Places, Places], rows: Array, form: Form, out: Array) -> Any:
-    """(n,) ids -> (n, dim) weights; how many of them have a row. ``places``: the newest index and the one before."""
+def pull(keys: Array, indices: tuple[Index, Index], rows: Array, form: Form, out: Array) -> Any:
+    """(n,) ids -> (n, dim) weights; how many of them have a row. The newest index and the one before."""
     code, num_words, half, numbers, _, origin, scale = form
-    (ids, own, _, _), (old_ids, old_own, _, _) = places
+    (ids, own), (old_ids, old_own) = indices
     refs = np.empty(keys.size, i32)
     num_found, dim = 0, out.shape[1]
     for i in range(keys.size):

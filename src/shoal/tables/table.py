@@ -101,7 +101,7 @@ class Table:
         """(n,) ids -> (n, dim) float32. An id without a row has its initial values. Changes nothing."""
         keys = self.check_ids(ids)
         out = np.empty((len(keys), self.spec.dim), np.float32)
-        found = kernels.pull(keys, (self._new, self._old), self._rows, self._form, out)
+        found = kernels.pull(keys, (self._new[:2], self._old[:2]), self._rows, self._form, out)
         self._num_asked += len(keys)
         self._num_found += found
         return out
