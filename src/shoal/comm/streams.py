@@ -27,12 +27,13 @@ Taken = tuple[int, memoryview, memoryview]
 
 _PREFIX = struct.Struct("<4sIQQ")  # a mark, the head's length, the body's, and the number
 _MARK = b"shl1"
-_SPIN_S = 0.0003 if hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) > 1 else 0.0
+_SPIN_S = 0.001 if hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) > 1 else 0.0
 """On a single core whoever would answer waits meanwhile."""
 _LARGEST_HEAD, _ALIGNED = 1 << 26, 64
 _SCRATCH_BYTES = 1 << 16
 _SLICE_BYTES = 1 << 18
 _TOGETHER_BELOW, _RECORD_BYTES = 1 << 16, 1 << 14
+"""What is shorter leaves in one piece; encrypted, record by record, so that the other side can begin."""
 _HELP_S = 0.001
 _IDLE_S, _PROBE_S, _NUM_PROBES, _UNHEARD_MS = 10, 5, 3, 60_000
 
@@ -52,8 +53,8 @@ class Loop:
         self._helper: threading.Thread | None = None
 
     def turn(self, timeout_s: float) -> bool:
-        """Let what is ready go on; whether anything was. It looks again and again for a moment before it sleeps: to be
-        woken takes longer than most answers, above all on a virtual machine."""
+        """Let what is ready go on; whether anything was. It looks again and again for a moment before it sleeps, unless
+        others want the core: to be woken takes as long as many an answer, above all on a virtual machine."""
         with self.lock:
             return self._turn(timeout_s)
 
@@ -344,7 +345,7 @@ class Stream:
         before = -head_length % _ALIGNED
         room = _room_for(before + head_length + body_length)
         start = at + _PREFIX.size
-        stop = min(start + head_length + body_length, self._filled)
+        stop: int = min(start + head_length + body_length, self._filled)
         has = before + stop - start
         room[before:has] = self._scratch[start:stop]
         body_at = before + head_length

@@ -86,10 +86,9 @@ class Journal:
 
     # Pushes and pulls
 
-    def pull(self, table: str, ids: npt.ArrayLike, step: int = NOW) -> npt.NDArray[np.float32]:
+    def pull(self, table: str, ids: npt.NDArray[np.int64], step: int = NOW) -> npt.NDArray[np.float32]:
         """(n,) ids -> (n, dim) float32, for a ``step`` that the applier ``is_ready`` for, or the newest."""
-        found = self._table(table)
-        return self.applier.pull(found, found.check_ids(ids), step)
+        return self.applier.pull(self._table(table), ids, step)
 
     def push(self, push: Push, worker: str = "") -> Verdict:
         """Take a push if it is new; the verdict says whether it was. ``NEW`` and ``KNOWN`` may be acknowledged.
