@@ -32,8 +32,7 @@ _SPIN_S = 0.001 if hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity
 _LARGEST_HEAD, _ALIGNED = 1 << 26, 64
 _SCRATCH_BYTES = 1 << 16
 _SLICE_BYTES = 1 << 18
-_TOGETHER_BELOW, _RECORD_BYTES = 1 << 16, 1 << 14
-"""What is shorter leaves in one piece; encrypted, record by record, so that the other side can begin."""
+_TOGETHER_BELOW = 1 << 16
 _HELP_S = 0.001
 _IDLE_S, _PROBE_S, _NUM_PROBES, _UNHEARD_MS = 10, 5, 3, 60_000
 
@@ -273,10 +272,9 @@ class Stream:
         data = memoryview(b"")
         if self._out and self.has_begun:
             data = self._out.popleft()
-            most = _SLICE_BYTES if self._tls is None or len(data) > _TOGETHER_BELOW else _RECORD_BYTES
-            if len(data) > most:
-                self._out.appendleft(data[most:])
-                data = data[:most]
+            if len(data) > _SLICE_BYTES:
+                self._out.appendleft(data[_SLICE_BYTES:])
+                data = data[:_SLICE_BYTES]
         self._leaving = data if self._tls is None else self._tls.encrypted(data)
         return bool(len(self._leaving))
 
