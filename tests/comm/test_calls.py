@@ -6,11 +6,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 
 import numpy as np
 import pytest
 
+from shoal.comm import sealing
 from shoal.comm.calls import Answerer, Calls
 from shoal.comm.keys import JobKey
 from shoal.errors import ConfigError, LinkFault
@@ -63,9 +64,12 @@ def calls(key: JobKey | None, **addresses: str) -> Iterator[Calls]:
         found.close()
 
 
-@pytest.fixture(params=["encrypted", "clear"])
-def key(request) -> JobKey | None:
-    return JobKey.make() if request.param == "encrypted" else None
+@pytest.fixture(params=["near", "far", "clear"])
+def key(request, monkeypatch) -> JobKey | None:
+    """``near``: both ends may find that they are within one kernel. ``far``: they cannot."""
+    if request.param == "far":
+        monkeypatch.setattr(sealing, "place_of", lambda sock, *, calls: None)
+    return JobKey.make() if request.param != "clear" else None
 
 
 def random_bytes(size: int) -> bytes:
@@ -240,6 +244,89 @@ def test_nothing_of_it_can_be_read_on_the_way(key):
         between.join()
     assert len(seen) > 2 * len(secret)
     assert (secret[:64] in seen) is (key is None)
+
+
+@pytest.fixture
+def sent(monkeypatch) -> bytearray:
+    """All that this process sends over sockets."""
+    seen = bytearray()
+
+    class Seen(socket.socket):
+        def send(self, data, *flags):
+            seen.extend(data)
+            return super().send(data, *flags)
+
+    monkeypatch.setattr(socket, "socket", Seen)
+    return seen
+
+
+SAID = b"this is said to who is near " * 1000
+knows_its_place = pytest.mark.skipif(not sealing._BOOT.exists(), reason="this system does not tell which kernel runs")
+
+
+@knows_its_place
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_what_does_not_leave_the_kernel_is_in_the_clear(sent, host):
+    key = JobKey.make()
+    try:
+        answerer = Answerer(host, 0, key)
+    except ConfigError:
+        pytest.skip(f"nothing can listen on {host} here")
+    with closing(answerer), calls(key, there=answerer.address) as here:
+        assert asked(here, answerer) == SAID
+    assert SAID in sent and key.secret.encode() not in sent
+
+
+@knows_its_place
+@pytest.mark.parametrize("far", [True, False], ids=["who calls", "who is called"])
+def test_it_is_encrypted_if_either_end_says_so(sent, monkeypatch, far):
+    honest = sealing.place_of
+    monkeypatch.setattr(sealing, "place_of", lambda s, *, calls: None if calls is far else honest(s, calls=calls))
+    key = JobKey.make()
+    with closing(Answerer("127.0.0.1", 0, key)) as answerer, calls(key, there=answerer.address) as here:
+        assert asked(here, answerer) == SAID
+    assert SAID[:28] not in sent
+
+
+@knows_its_place
+def test_it_is_encrypted_between_two_kernels_at_the_ends_of_a_tunnel(sent, monkeypatch):
+    honest = sealing.place_of
+    monkeypatch.setattr(sealing, "place_of", lambda s, *, calls: bytes([calls]) + honest(s, calls=calls)[1:])
+    key = JobKey.make()
+    with closing(Answerer("127.0.0.1", 0, key)) as answerer, calls(key, there=answerer.address) as here:
+        assert asked(here, answerer) == SAID
+    assert SAID[:28] not in sent
+
+
+def asked(here: Calls, answerer: Answerer) -> bytes:
+    """What comes back of ``SAID``, by one thread."""
+    number = here.ask("there", b"head", SAID)
+    deadline_s = time.monotonic() + PATIENCE_S
+    while (answer := here.answer(number)) is None and time.monotonic() < deadline_s:
+        here.take()
+        if (question := answerer.receive(0.001)) is not None:
+            answerer.answer(question, b"", bytes(question.body))
+    assert answer is not None
+    return bytes(answer[1])
+
+
+@knows_its_place
+def test_both_ends_of_one_connection_find_the_same_place_and_nobody_else():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        places = []
+        for _ in range(2):
+            with socket.create_connection(server.getsockname()) as caller, server.accept()[0] as called:
+                places.append(sealing.place_of(caller, calls=True))
+                assert places[-1] == sealing.place_of(called, calls=False) != sealing.place_of(called, calls=True)
+    assert None not in places and places[0] != places[1]
+
+
+@knows_its_place
+def test_an_address_that_is_not_its_own_is_not_near():
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as caller:
+        caller.bind(("127.0.0.2", 0))
+        caller.connect(server.getsockname())
+        assert sealing.place_of(caller, calls=True) is None
 
 
 def test_the_certificate_follows_from_the_key():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import selectors
 import socket
-import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -43,7 +42,7 @@ class Answerer:
 
     def __init__(self, host: str, port: int, key: JobKey | None) -> None:
         self.loop = Loop()
-        self._tls = key.tls(serves=True) if key is not None else None
+        self._key = key
         self._listener = listener(host, port)
         name, number, *_ = self._listener.getsockname()
         self.address = f"[{name}]:{number}" if ":" in name else f"{name}:{number}"
@@ -105,7 +104,7 @@ class Answerer:
             try:
                 sock.setblocking(False)
                 tune(sock)
-                self._streams[Stream(self.loop, sock, self._tls, self, calls=False)] = time.monotonic()
+                self._streams[Stream(self.loop, sock, self._key, self, calls=False)] = time.monotonic()
             except OSError:
                 sock.close()
 
@@ -147,7 +146,7 @@ class Calls:
     that others wait on as well, and close."""
 
     def __init__(self, key: JobKey | None, addresses: Mapping[str, str], loop: Loop | None = None) -> None:
-        self._tls: ssl.SSLContext | None = key.tls(serves=False) if key is not None else None
+        self._key = key
         self._loop, self._owns_loop = loop or Loop(), loop is None
         self._servers: dict[str, _Server] = {}
         self._by_stream: dict[Stream, _Server] = {}
@@ -272,7 +271,7 @@ class Calls:
         except OSError:
             return
         try:
-            server.stream = Stream(self._loop, sock, self._tls, self, calls=True)
+            server.stream = Stream(self._loop, sock, self._key, self, calls=True)
         except OSError:
             sock.close()
             return

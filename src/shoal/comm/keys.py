@@ -60,8 +60,9 @@ class JobKey:
         socket.curve_publickey = self.public.encode()
         socket.curve_secretkey = self.secret.encode()
 
-    def tls(self, *, serves: bool) -> ssl.SSLContext:
-        """TLS 1.3 among those who hold this key: each side shows that it does, and neither takes another's word."""
+    def tls(self, *, serves: bool, near: bool = False) -> ssl.SSLContext:
+        """TLS 1.3 among those who hold this key: each side shows that it does, and neither takes another's word.
+        ``near``: what follows may be in the clear (``comm.sealing``)."""
         from shoal.comm.tls import context_for
 
-        return context_for(self.secret, serves=serves)
+        return context_for(self.secret, serves=serves, near=near)

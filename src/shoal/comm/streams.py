@@ -1,4 +1,4 @@
-"""Messages over TCP, encrypted where there is a key: what ``comm.calls`` is made of.
+"""Messages over TCP, with a key encrypted wherever they leave this machine: what ``comm.calls`` is made of.
 
 A message is a number, a head and a body. Whoever waits for one sends, receives and encrypts meanwhile, so an answer
 wakes one thread on each side, and none besides. A helper does so for what is large while nobody waits.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import selectors
 import socket
-import ssl
 import struct
 import threading
 import time
@@ -19,6 +18,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from shoal.comm.keys import JobKey
+from shoal.comm.sealing import Seal
 from shoal.errors import ConfigError
 
 Buffer = bytes | memoryview
@@ -126,56 +127,17 @@ class Owner(Protocol):
         ...
 
 
-class _Tls:
-    """TLS in memory, so that the system is asked once for many of its records of 16 KB."""
-
-    def __init__(self, context: ssl.SSLContext, *, serves: bool) -> None:
-        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._object = context.wrap_bio(self._incoming, self._outgoing, server_side=serves)
-
-    def shake_hands(self) -> bool:
-        """As far as it goes; whether both sides are known to each other."""
-        try:
-            self._object.do_handshake()
-        except ssl.SSLWantReadError:
-            return False
-        return True
-
-    def take_from(self, sock: socket.socket, room: memoryview) -> int:
-        """Whatever has come, by way of ``room``: how much."""
-        num = sock.recv_into(room)
-        self._incoming.write(room[:num])
-        return num
-
-    def read_into(self, room: memoryview) -> int:
-        """Decrypt, at most a record: how much, 0 if more must come first."""
-        if not (self._incoming.pending or self._object.pending()):
-            return 0  # as the next lines would find, after a while
-        try:
-            return int(self._object.read(len(room), room))
-        except ssl.SSLWantReadError:
-            return 0
-
-    def encrypted(self, data: memoryview) -> memoryview:
-        """``data``, with what else TLS has to say."""
-        if len(data):
-            self._object.write(data)
-        return memoryview(self._outgoing.read())
-
-
 class Stream:
     """One connection. Until it has begun what is sent waits; what has not left when it ends is lost."""
 
-    def __init__(
-        self, loop: Loop, sock: socket.socket, tls: ssl.SSLContext | None, owner: Owner, *, calls: bool
-    ) -> None:
+    def __init__(self, loop: Loop, sock: socket.socket, key: JobKey | None, owner: Owner, *, calls: bool) -> None:
         """``calls``: this side connects, which may be under way."""
         self.is_open = True
-        self.has_begun = tls is None and not calls
+        self.has_begun = key is None and not calls
         """Whether the other side is there, and has shown that it holds the key."""
         self._loop, self._socket, self._owner = loop, sock, owner
-        self._tls = _Tls(tls, serves=not calls) if tls is not None else None
-        self._connects = calls
+        self._key, self._calls, self._connects = key, calls, calls
+        self._seal: Seal | None = None
         self._out: deque[memoryview] = deque()
         self._leaving = memoryview(b"")
         self._scratch = memoryview(bytearray(_SCRATCH_BYTES))
@@ -237,19 +199,31 @@ class Stream:
             if self._socket.getsockname() == self._socket.getpeername():
                 raise ConnectionError("nobody listens there, and the system has connected this socket with itself")
             self._connects = False
+        if self._key is not None and self._seal is None:
+            self._seal = Seal(self._key, self._socket, calls=self._calls)
         if events & _READ:
             self._read()
-        if self.is_open:
+        if self.is_open and (self._seal is None or self._seal.shake_hands()):
             self._begin()
         if self.is_open:
             self._write()
 
     def _begin(self) -> None:
-        if self._tls is None or self._tls.shake_hands():
-            self.has_begun = True
-            self._owner.began(self)
-            if self._tls is not None and self.is_open:
-                self._decrypt()  # what has come with the last of the handshake
+        """Go on from the handshake, with what has come behind it."""
+        early = memoryview(b"")
+        if self._seal is not None and not self._seal.is_needed:
+            if len(last := self._seal.encrypted(early)):
+                self._out.appendleft(last)
+            early, self._seal = self._seal.unread(), None
+        self.has_begun = True
+        self._owner.began(self)
+        if self._seal is not None and self.is_open:
+            self._decrypt()
+        while len(early) and self.is_open:
+            room = self._room()[: len(early)]
+            room[:] = early[: len(room)]
+            early = early[len(room) :]
+            self._put(len(room))
 
     def _await(self, events: int) -> None:
         if events != self._events:
@@ -275,7 +249,7 @@ class Stream:
             if len(data) > _SLICE_BYTES:
                 self._out.appendleft(data[_SLICE_BYTES:])
                 data = data[:_SLICE_BYTES]
-        self._leaving = data if self._tls is None else self._tls.encrypted(data)
+        self._leaving = data if self._seal is None else self._seal.encrypted(data)
         return bool(len(self._leaving))
 
     # In
@@ -285,15 +259,15 @@ class Stream:
         has_come = False
         while self.is_open and not has_come:
             try:
-                if self._tls is None:
+                if self._seal is None:
                     num = self._socket.recv_into(self._room())
                 else:
-                    num = self._tls.take_from(self._socket, self._loop.room)
+                    num = self._seal.take_from(self._socket, self._loop.room)
             except BlockingIOError:
                 return
             if not num:
                 raise ConnectionError("the other side has hung up")
-            if self._tls is None:
+            if self._seal is None:
                 has_come = self._put(num)
             elif not self.has_begun:
                 return
@@ -302,9 +276,9 @@ class Stream:
 
     def _decrypt(self) -> bool:
         """All that is there; whether a message has come."""
-        assert self._tls is not None
+        assert self._seal is not None
         has_come = False
-        while self.is_open and (num := self._tls.read_into(self._room())):
+        while self.is_open and (num := self._seal.read_into(self._room())):
             has_come |= self._put(num)
         return has_come
 

@@ -19,11 +19,12 @@ from cryptography.x509.oid import NameOID
 
 _PURPOSE = b"shoal: the TLS certificate of a job"
 _PEM = serialization.Encoding.PEM
+_NEAR = "shoal-near"
 
 
 @lru_cache(maxsize=8)
-def context_for(secret: str, *, serves: bool) -> ssl.SSLContext:
-    """Connections to and from those who hold ``secret`` too. Each side shows that it does."""
+def context_for(secret: str, *, serves: bool, near: bool = False) -> ssl.SSLContext:
+    """Connections to and from those who hold ``secret`` too. Each shows that it does, and says if it is ``near``."""
     seed = HKDF(hashes.SHA256(), 32, salt=None, info=_PURPOSE).derive(secret.encode())
     key = Ed25519PrivateKey.from_private_bytes(seed)
     certificate = _certificate(key).public_bytes(_PEM)
@@ -32,6 +33,8 @@ def context_for(secret: str, *, serves: bool) -> ssl.SSLContext:
     context.check_hostname = False  # whoever holds the key may be anywhere
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_verify_locations(cadata=certificate.decode())
+    if near:
+        context.set_alpn_protocols([_NEAR])
     if serves:
         context.num_tickets = 0
     password = secrets.token_hex(32).encode()
