@@ -140,7 +140,7 @@ TABLES: Mapping[str, tuple[str, Sequence[Figure]]] = {
         ),
     ),
     "sparse": (
-        "One shard over loopback, each push in its log",
+        "One shard over loopback, with a key, each push in its log",
         (
             Figure(key="pull_rows_per_s", meaning="rows pulled a second, 100,000 at once", at_least=4e6),
             Figure(key="push_rows_per_s", meaning="rows pushed a second, with Adagrad", at_least=2e6),
