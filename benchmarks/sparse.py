@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import tempfile
@@ -33,7 +34,6 @@ import numpy as np
 from benchmarks.accuracy_traces import table as text_table
 from benchmarks.machine import REPOSITORY, finish, median_and_spread
 from benchmarks.peers.envs import python_of
-from shoal.comm import sealing
 from shoal.comm.keys import JobKey
 from shoal.shards.child import ShardProcess
 from shoal.shards.client import Client
@@ -66,7 +66,7 @@ class Shard:
 @contextmanager
 def a_shard(kind: Kind) -> Iterator[Shard]:
     """One that holds a million rows."""
-    with tempfile.TemporaryDirectory() as name, far_away() if kind == "encrypted" else nullcontext():
+    with tempfile.TemporaryDirectory() as name, always_encrypted() if kind == "encrypted" else nullcontext():
         key = JobKey.make()
         key.write(Path(name) / "key")
         order = Order(name="s0", folder=name, shards=["s0"], key_path=str(Path(name) / "key"))
@@ -86,9 +86,8 @@ def a_shard(kind: Kind) -> Iterator[Shard]:
             process.close()
 
 
-def far_away() -> AbstractContextManager[Any]:
-    """This process does not find that a shard is on its machine."""
-    return mock.patch.object(sealing, "place_of", return_value=None)
+def always_encrypted() -> AbstractContextManager[Any]:
+    return mock.patch.dict(os.environ, SHOAL_ENCRYPT="always")
 
 
 def zipf_batches(num: int, size: int) -> list[Batch]:

@@ -66,9 +66,9 @@ def calls(key: JobKey | None, **addresses: str) -> Iterator[Calls]:
 
 @pytest.fixture(params=["near", "far", "clear"])
 def key(request, monkeypatch) -> JobKey | None:
-    """``near``: both ends may find that they are within one kernel. ``far``: they cannot."""
+    """``near``: both ends may find that they are within one kernel. ``far``: it shall not matter."""
     if request.param == "far":
-        monkeypatch.setattr(sealing, "place_of", lambda sock, *, calls: None)
+        monkeypatch.setenv("SHOAL_ENCRYPT", "always")
     return JobKey.make() if request.param != "clear" else None
 
 
@@ -136,6 +136,14 @@ def test_several_ask_at_a_time(key):
     with echo(key) as there, calls(key, there=there.address) as one, calls(key, there=there.address) as other:
         numbers = [(who, who.ask("there", name, name * 50_000)) for who, name in ((one, b"one"), (other, b"other"))]
         assert [bytes(who.wait(number, PATIENCE_S)[0]) for who, number in numbers] == [b"one", b"other"]
+
+
+def test_what_is_large_leaves_once_its_server_is_there_while_nobody_waits(key):
+    body = random_bytes(30_000_000)
+    with echo(key) as there, calls(key, there=there.address) as here:
+        here.ask("there", b"large", body)
+        until(lambda: here.take() or here._servers["there"].has_begun)
+        until(lambda: b"large" in there.heads)
 
 
 def test_what_nobody_waits_for_is_not_kept(key):
@@ -278,18 +286,26 @@ def test_what_does_not_leave_the_kernel_is_in_the_clear(sent, host):
 
 
 @knows_its_place
-@pytest.mark.parametrize("far", [True, False], ids=["who calls", "who is called"])
-def test_it_is_encrypted_if_either_end_says_so(sent, monkeypatch, far):
-    honest = sealing.place_of
-    monkeypatch.setattr(sealing, "place_of", lambda s, *, calls: None if calls is far else honest(s, calls=calls))
+@pytest.mark.parametrize("first", ["always", ""], ids=["who is called", "who calls"])
+def test_it_is_encrypted_if_either_end_says_so(sent, monkeypatch, first):
     key = JobKey.make()
-    with closing(Answerer("127.0.0.1", 0, key)) as answerer, calls(key, there=answerer.address) as here:
-        assert asked(here, answerer) == SAID
+    monkeypatch.setenv("SHOAL_ENCRYPT", first)
+    with closing(Answerer("127.0.0.1", 0, key)) as answerer:
+        monkeypatch.setenv("SHOAL_ENCRYPT", "" if first else "always")
+        with calls(key, there=answerer.address) as here:
+            assert asked(here, answerer) == SAID
     assert SAID[:28] not in sent
 
 
+def test_a_switch_that_says_something_else_is_refused(monkeypatch):
+    monkeypatch.setenv("SHOAL_ENCRYPT", "never")
+    for use in (lambda key: Answerer("127.0.0.1", 0, key), lambda key: Calls(key, {})):
+        with pytest.raises(ConfigError, match=r"SHOAL_ENCRYPT may be always.*it is .never."):
+            use(JobKey.make())
+
+
 @knows_its_place
-def test_it_is_encrypted_between_two_kernels_at_the_ends_of_a_tunnel(sent, monkeypatch):
+def test_it_is_encrypted_if_the_ends_are_in_two_places(sent, monkeypatch):
     honest = sealing.place_of
     monkeypatch.setattr(sealing, "place_of", lambda s, *, calls: bytes([calls]) + honest(s, calls=calls)[1:])
     key = JobKey.make()
@@ -319,6 +335,41 @@ def test_both_ends_of_one_connection_find_the_same_place_and_nobody_else():
                 places.append(sealing.place_of(caller, calls=True))
                 assert places[-1] == sealing.place_of(called, calls=False) != sealing.place_of(called, calls=True)
     assert None not in places and places[0] != places[1]
+
+
+@knows_its_place
+@pytest.mark.parametrize("of", ["_BOOT", "_NETWORK"])
+def test_another_kernel_or_network_namespace_is_another_place(of, monkeypatch, tmp_path):
+    (tmp_path / "other").write_text("00000000-0000-0000-0000-000000000000")
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as caller:
+        here = sealing.place_of(caller, calls=True)
+        monkeypatch.setattr(sealing, of, tmp_path / "other")
+        assert here != sealing.place_of(caller, calls=True) is not None
+        monkeypatch.setattr(sealing, of, tmp_path / "nothing")
+        assert sealing.place_of(caller, calls=True) is None
+
+
+@knows_its_place
+def test_nothing_is_lost_between_the_handshake_and_what_follows(monkeypatch):
+    unread: list[int] = []
+    real = sealing.Seal.unread
+    monkeypatch.setattr(sealing.Seal, "unread", lambda seal: unread.append(len(found := real(seal))) or found)
+    random = np.random.default_rng(7)
+
+    class Piecemeal(socket.socket):
+        def recv_into(self, buffer):
+            return super().recv_into(buffer[: random.integers(1, 600)])
+
+        def send(self, data):
+            return super().send(data[: random.integers(1, 600)])
+
+    monkeypatch.setattr(socket, "socket", Piecemeal)
+    key = JobKey.make()
+    for _ in range(60):
+        with closing(Answerer("127.0.0.1", 0, key)) as answerer, calls(key, there=answerer.address) as here:
+            assert asked(here, answerer) == SAID
+    assert any(unread), "none of these handshakes came together with what follows it"
+    assert len(unread) == 2 * 60, "a connection was begun again, for something was lost"
 
 
 @knows_its_place

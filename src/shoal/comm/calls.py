@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from shoal.comm.keys import JobKey
+from shoal.comm.sealing import Sealer
 from shoal.comm.streams import Buffer, Loop, Stream, Taken, caller, listener, tune
 from shoal.errors import Bug, LinkFault
 
@@ -41,8 +42,8 @@ class Answerer:
     that is trusted. ``ConfigError`` for an address that cannot be listened on; port 0 picks one."""
 
     def __init__(self, host: str, port: int, key: JobKey | None) -> None:
+        self._sealer = Sealer.of(key, calls=False) if key is not None else None
         self.loop = Loop()
-        self._key = key
         self._listener = listener(host, port)
         name, number, *_ = self._listener.getsockname()
         self.address = f"[{name}]:{number}" if ":" in name else f"{name}:{number}"
@@ -104,7 +105,7 @@ class Answerer:
             try:
                 sock.setblocking(False)
                 tune(sock)
-                self._streams[Stream(self.loop, sock, self._key, self, calls=False)] = time.monotonic()
+                self._streams[Stream(self.loop, sock, self._sealer, self, calls=False)] = time.monotonic()
             except OSError:
                 sock.close()
 
@@ -146,7 +147,7 @@ class Calls:
     that others wait on as well, and close."""
 
     def __init__(self, key: JobKey | None, addresses: Mapping[str, str], loop: Loop | None = None) -> None:
-        self._key = key
+        self._sealer = Sealer.of(key, calls=True) if key is not None else None
         self._loop, self._owns_loop = loop or Loop(), loop is None
         self._servers: dict[str, _Server] = {}
         self._by_stream: dict[Stream, _Server] = {}
@@ -186,6 +187,7 @@ class Calls:
             stream = server.stream if server is not None else None
             if stream is not None and stream.has_begun:
                 stream.send(self._last, head, body)
+                self._loop.stir()
             if expects > _LARGE_BYTES or (stream is not None and not stream.is_idle):
                 self._loop.go_on_while(self._is_large_under_way)
             return self._last
@@ -271,7 +273,7 @@ class Calls:
         except OSError:
             return
         try:
-            server.stream = Stream(self._loop, sock, self._key, self, calls=True)
+            server.stream = Stream(self._loop, sock, self._sealer, self, calls=True)
         except OSError:
             sock.close()
             return
@@ -291,6 +293,8 @@ class Calls:
         for number, entry in self._open.items():
             if entry.to == name:
                 stream.send(number, entry.head, entry.body)
+        if not stream.is_idle:
+            self._loop.go_on_while(self._is_large_under_way)
 
     def came(self, stream: Stream, message: Taken) -> None:
         number, head, body = message

@@ -1,4 +1,4 @@
-"""The key of a job: who has it may take part, and what they say to each other is encrypted.
+"""The key of a job: who has it may take part, and what they say to each other over a network is encrypted.
 
 One CURVE key pair a job. Listeners prove themselves with its secret half, callers too, and a listener admits only
 callers that hold the same pair. It is handed to workers in a file or inside the launcher's own channel, never in an

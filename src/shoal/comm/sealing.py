@@ -1,8 +1,9 @@
 """TLS in memory for one connection: each side shows that it holds the key, and what they say then is encrypted.
 
 Unless it never leaves a kernel. Two ends of one connection may find that they are that, and in one network namespace of
-one running kernel. They tell each other so within TLS; if both say the same, what follows is in the clear: who can read
-it there is root, and could read their memory as well. A relay, a tunnel and a translated address make it differ.
+one running kernel. They tell each other so within TLS; if both say the same, what follows is in the clear: only who may
+capture or forge packets in that namespace could read or alter it. A relay, a tunnel and a translated address make it
+differ.
 """
 
 from __future__ import annotations
@@ -12,35 +13,62 @@ import os
 import socket
 import ssl
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from shoal.comm.keys import JobKey
+from shoal.errors import ConfigError
 
 _BOOT, _NETWORK = Path("/proc/sys/kernel/random/boot_id"), "/proc/self/ns/net"
 _PLACE_BYTES = hashlib.sha256().digest_size
+_SWITCH = "SHOAL_ENCRYPT"
 
 
 def place_of(sock: socket.socket, *, calls: bool) -> bytes | None:
     """What both ends of a connection find that does not leave this kernel: a hash of which kernel, network namespace
-    and connection it is. None if this end's address is not the other's, or where the system does not tell."""
+    and connection it is. None if this end's address is not the other's, or where the system does not tell. Of IPv6 only
+    the loopback: a packet that claims to come from another of this machine's addresses may come from outside."""
     with suppress(OSError):
-        here, there = sock.getsockname()[:2], sock.getpeername()[:2]
-        if here[0] == there[0]:
+        here, there = sock.getsockname(), sock.getpeername()
+        if here[0] == there[0] and (sock.family == socket.AF_INET or here[0] == "::1"):
             ends = (here, there) if calls else (there, here)
             kernel = _BOOT.read_text().strip(), os.stat(_NETWORK).st_ino
             return hashlib.sha256(repr((kernel, ends)).encode()).digest()
     return None
 
 
-class Seal:
-    """Of a connection that is there, for the side that has called, or that was. Memory lies between it and the socket,
-    so that the system is asked once for many of TLS's records of 16 KB."""
+@dataclass(frozen=True)
+class Sealer:
+    """What seals the connections of one side. ``near`` None: all that is said is to be encrypted."""
 
-    def __init__(self, key: JobKey, sock: socket.socket, *, calls: bool) -> None:
+    far: ssl.SSLContext
+    near: ssl.SSLContext | None
+    calls: bool
+
+    @staticmethod
+    def of(key: JobKey, *, calls: bool) -> Sealer:
+        """For the side that ``calls``, or is called. ``ConfigError`` if the environment's ``SHOAL_ENCRYPT`` is neither
+        ``always`` nor empty."""
+        switch = os.environ.get(_SWITCH, "")
+        if switch not in ("", "always"):
+            raise ConfigError(
+                f"{_SWITCH} may be always, to encrypt within a machine, too, or not set; it is {switch!r}"
+            )
+        near = key.tls(serves=not calls, near=True) if not switch else None
+        return Sealer(key.tls(serves=not calls), near, calls)
+
+
+class Seal:
+    """Of a connection that is there. Memory lies between it and the socket, so that the system is asked once for many
+    of TLS's records of 16 KB."""
+
+    def __init__(self, sealer: Sealer, sock: socket.socket) -> None:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._place = place_of(sock, calls=calls)
-        context = key.tls(serves=not calls, near=self._place is not None)
-        self._object = context.wrap_bio(self._incoming, self._outgoing, server_side=not calls)
+        self._place = b""
+        context = sealer.far
+        if sealer.near is not None and (place := place_of(sock, calls=sealer.calls)) is not None:
+            self._place, context = place, sealer.near
+        self._object = context.wrap_bio(self._incoming, self._outgoing, server_side=not sealer.calls)
         self._is_known = False
         self.is_needed = True
         """Whether what follows is to be encrypted, once both sides are known to each other."""
@@ -52,7 +80,7 @@ class Seal:
                 self._object.do_handshake()
                 self._is_known = True
                 if self._may_be_near:
-                    self._object.write(self._place or b"")
+                    self._object.write(self._place)
             if self._may_be_near:
                 self.is_needed = self._object.read(_PLACE_BYTES) != self._place
         except ssl.SSLWantReadError:

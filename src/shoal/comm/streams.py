@@ -18,8 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from shoal.comm.keys import JobKey
-from shoal.comm.sealing import Seal
+from shoal.comm.sealing import Seal, Sealer
 from shoal.errors import ConfigError
 
 Buffer = bytes | memoryview
@@ -31,7 +30,7 @@ _MARK = b"shl1"
 _SPIN_S = 0.001 if hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) > 1 else 0.0
 """On a single core whoever would answer waits meanwhile."""
 _LARGEST_HEAD, _ALIGNED = 1 << 26, 64
-_SCRATCH_BYTES = 1 << 16
+_SCRATCH_BYTES, _SMALL_BYTES = 1 << 16, 1 << 16
 _SLICE_BYTES = 1 << 18
 _TOGETHER_BELOW = 1 << 16
 _HELP_S = 0.001
@@ -48,19 +47,21 @@ class Loop:
         self._selector = selectors.DefaultSelector()
         self.room = memoryview(bytearray(_SLICE_BYTES))
         """For what is on its way from a socket; nothing stays there."""
+        self._stirred_s = 0.0
         self._goes_on: list[Callable[[], bool]] = []
         self._wanted, self._closed = threading.Event(), False
         self._helper: threading.Thread | None = None
 
     def turn(self, timeout_s: float) -> bool:
-        """Let what is ready go on; whether anything was. It looks again and again for a moment before it sleeps, unless
-        others want the core: to be woken takes as long as many an answer, above all on a virtual machine."""
+        """Let what is ready go on; whether anything was. For a moment after something has come or was sent it looks
+        again and again before it sleeps, and gives way to whoever wants the core: to be woken takes as long as many an
+        answer, above all on a virtual machine."""
         with self.lock:
             return self._turn(timeout_s)
 
     def _turn(self, timeout_s: float) -> bool:
         ready = self._selector.select(0.0)
-        asleep_at_s = time.monotonic() + min(_SPIN_S, timeout_s)
+        asleep_at_s = min(self._stirred_s + _SPIN_S, time.monotonic() + timeout_s)
         while not ready and time.monotonic() < asleep_at_s:
             os.sched_yield()  # whoever has something to do on this core goes first
             ready = self._selector.select(0.0)
@@ -68,7 +69,13 @@ class Loop:
             ready = self._selector.select(timeout_s)
         for key, events in ready:
             key.data(events)
+        if ready:
+            self.stir()
         return bool(ready)
+
+    def stir(self) -> None:
+        """Something is under way: an answer may come soon."""
+        self._stirred_s = time.monotonic()
 
     def watch(self, sock: socket.socket, events: int, ready: Callable[[int], None]) -> None:
         """Call ``ready`` with the events that a socket is ready for."""
@@ -130,13 +137,13 @@ class Owner(Protocol):
 class Stream:
     """One connection. Until it has begun what is sent waits; what has not left when it ends is lost."""
 
-    def __init__(self, loop: Loop, sock: socket.socket, key: JobKey | None, owner: Owner, *, calls: bool) -> None:
+    def __init__(self, loop: Loop, sock: socket.socket, sealer: Sealer | None, owner: Owner, *, calls: bool) -> None:
         """``calls``: this side connects, which may be under way."""
         self.is_open = True
-        self.has_begun = key is None and not calls
+        self.has_begun = sealer is None and not calls
         """Whether the other side is there, and has shown that it holds the key."""
         self._loop, self._socket, self._owner = loop, sock, owner
-        self._key, self._calls, self._connects = key, calls, calls
+        self._sealer, self._connects = sealer, calls
         self._seal: Seal | None = None
         self._out: deque[memoryview] = deque()
         self._leaving = memoryview(b"")
@@ -199,8 +206,8 @@ class Stream:
             if self._socket.getsockname() == self._socket.getpeername():
                 raise ConnectionError("nobody listens there, and the system has connected this socket with itself")
             self._connects = False
-        if self._key is not None and self._seal is None:
-            self._seal = Seal(self._key, self._socket, calls=self._calls)
+        if self._sealer is not None and self._seal is None:
+            self._seal = Seal(self._sealer, self._socket)
         if events & _READ:
             self._read()
         if self.is_open and (self._seal is None or self._seal.shake_hands()):
@@ -327,7 +334,7 @@ class Stream:
 
 def _room_for(num_bytes: int) -> memoryview:
     """``ConnectionError`` if there is none."""
-    if num_bytes < _TOGETHER_BELOW:
+    if num_bytes < _SMALL_BYTES:
         return memoryview(bytearray(num_bytes))
     try:
         return memoryview(np.empty(num_bytes, np.uint8))  # type: ignore[arg-type]

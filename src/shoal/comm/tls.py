@@ -22,7 +22,7 @@ _PEM = serialization.Encoding.PEM
 _NEAR = "shoal-near"
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)
 def context_for(secret: str, *, serves: bool, near: bool = False) -> ssl.SSLContext:
     """Connections to and from those who hold ``secret`` too. Each shows that it does, and says if it is ``near``."""
     seed = HKDF(hashes.SHA256(), 32, salt=None, info=_PURPOSE).derive(secret.encode())

@@ -90,9 +90,9 @@ class Table:
         self._deltas_from = 0
         self._num_asked = self._num_found = 0
 
-    def _places(self, num: int) -> tuple[Any, ...]:
+    def _places(self, num: int, *, in_order: bool = False) -> tuple[Any, ...]:
         seen_at = num if self.spec.expire_after_s is not None else 0
-        places = zeros((num,), _PLACE, in_order=True)
+        places = zeros((num,), _PLACE, in_order=in_order)
         return places["id"], places["ref"], places["touched"], zeros((seen_at,), np.int64)
 
     # By id
@@ -194,7 +194,7 @@ class Table:
             return
         if not len(self._next[0]):
             with suppress(ConfigError):  # this push has been taken; one that needs the memory will be refused
-                self._next = self._places(self._capacity(int(_FULLEST * capacity) + 2 * num))
+                self._next = self._places(self._capacity(int(_FULLEST * capacity) + 2 * num), in_order=True)
         before, until = (min(1.0, max(0.0, 1 - ids / soon)) for ids in (left + num, left))
         for array in (self._next[0], self._next[3]):
             array[int(before * len(array)) : int(until * len(array)) : _PAGE_PLACES] = 0
