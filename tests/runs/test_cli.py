@@ -10,7 +10,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import pytest
 
 from shoal.cli import main
 from shoal.launch.run import find_run
+from shoal.serving.package import Probe, read, write
 from tests.runs.background import in_background
 
 pytestmark = pytest.mark.cluster
@@ -109,6 +111,68 @@ def test_a_server_answers_refuses_and_ends_by_its_signal(command, server, inputs
 def _written(path: Path, value: Any) -> Path:
     path.write_text(json.dumps(value))
     return path
+
+
+@pytest.fixture(name="package")
+def _package(command, figures, tmp_path: Path) -> Path:
+    answer = command("export", "run", "--to", tmp_path / "package")
+    assert answer.out.strip() == str(tmp_path / "package"), answer.err
+    return tmp_path / "package"
+
+
+def test_a_package_is_checked_and_answers_as_its_run(command, package, inputs, figures, trained):
+    job_file = trained[0].parent / "line.py"
+    told = command("verify", package, "--json").value
+    assert (told["name"], told["version"]) == ("line", max(stored_steps(trained[0])))
+    assert command("verify", package, "--job", job_file, "--json").value == {**told, "probed": 32}
+    of_run = command("predict", "run", inputs).value
+    assert command("predict", package, inputs, "--job", job_file).value == of_run
+    assert json.loads((package / "model.json").read_text())["metrics"] == figures
+    with served(package, "--job", job_file) as url:
+        assert command("predict", url, inputs).value == of_run
+
+
+def stored_steps(runs: Path) -> list[int]:
+    return [int(folder.name) for folder in (runs / "run" / "versions").iterdir()]
+
+
+@contextmanager
+def served(*arguments: object) -> Iterator[str]:
+    words = [str(SHOAL), "serve", *map(str, arguments), "--port", "0"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            yield process.stderr.readline().removeprefix("serving at ").strip()
+        finally:
+            process.terminate()
+
+
+def test_a_package_is_refused_with_the_reason(command, package, inputs, trained, tmp_path):
+    job_file = trained[0].parent / "line.py"
+    without = command("predict", package, inputs)
+    assert without.code == 2 and "give the file line.py of its task Line with --job" in without.err
+    assert command("predict", package, inputs, "--job", job_file, "--version", 5).code == 2
+    of_a_run = command("predict", "run", inputs, "--job", job_file)
+    assert of_a_run.code == 2 and "a run knows its job" in of_a_run.err
+    other = tmp_path / "other.py"
+    other.write_text(job_file.read_text() + "\n# changed\n")
+    changed = command("verify", package, "--job", other)
+    assert changed.code == 2 and "bring the code that it was exported with" in changed.err
+    again = command("export", "run", "--to", package)
+    assert again.code == 2 and "is there already" in again.err
+    (package / "model.safetensors").write_bytes(b"nothing of the kind")
+    assert command("verify", package).code == 1
+    nowhere = command("verify", tmp_path / "nowhere")
+    assert nowhere.code == 2 and "is no model package" in nowhere.err
+
+
+def test_a_package_whose_answers_have_changed_is_skewed(command, package, trained):
+    told = read(package)
+    outputs = {name: output + 1 for name, output in told.probe.outputs.items()}
+    skewed = package.with_name("skewed")
+    write(replace(told, probe=Probe(told.probe.inputs, outputs)), skewed)
+    answer = command("verify", skewed, "--job", trained[0].parent / "line.py")
+    assert answer.code == 1 and "answers otherwise than when it was exported" in answer.err
 
 
 def test_predict_reads_standard_input(command, figures, monkeypatch, inputs):

@@ -1,17 +1,24 @@
-"""Verbs that use what a run has made: eval, serve, predict."""
+"""Verbs that use what a run has made: eval, export, verify, serve, predict."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from shoal.errors import ConfigError
 from shoal.launch import run as runs
 
+if TYPE_CHECKING:
+    from shoal.serving import Predictor
+
 at_version = click.option("--version", type=int, help="The version of this step.  [default: the newest]")
+_A_PATH = click.Path(path_type=Path)
+at_job = click.option(
+    "--job", "job_file", type=_A_PATH, help="The job file of a package's task, whose code packages do not hold."
+)
 as_json = click.option("--json", "json_", is_flag=True, help="Print one JSON value.")
 
 
@@ -38,14 +45,55 @@ def evaluate(run: str, version: int | None, workers: int, settings: tuple[str, .
 @click.command()
 @click.argument("run", default="latest")
 @at_version
+@click.option("--to", type=_A_PATH, help="The folder to make.  [default: NAME-VERSION in this one]")
+def export(run: str, version: int | None, to: Path | None) -> None:
+    """Write a version of a run as a model package: a folder of data, under checksums, that every server reads."""
+    from shoal.launch.exporting import export as export_run
+
+    click.echo(export_run(_path(run), to, version=version))
+
+
+@click.command()
+@click.argument("package", type=_A_PATH)
+@at_job
+@as_json
+def verify(package: Path, job_file: Path | None, json_: bool) -> None:
+    """Check a package's files against its manifest, and with --job its answers against those that it was exported
+    with. Without --job no code is run."""
+    from shoal.launch.exporting import verified
+
+    told = verified(package, job_file)
+    if json_:
+        click.echo(json.dumps(told))
+        return
+    for name, value in told.items():
+        click.echo(f"{name:12} {value}")
+
+
+@click.command()
+@click.argument("run", metavar="RUN|PACKAGE", default="latest")
+@at_version
+@at_job
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=int, default=8000, show_default=True)
-def serve(run: str, version: int | None, host: str, port: int) -> None:
+def serve(run: str, version: int | None, job_file: Path | None, host: str, port: int) -> None:
     """Answer predictions over HTTP by the Open Inference Protocol v2."""
-    from shoal.launch import using
     from shoal.serving import serve as serve_predictor
 
-    serve_predictor(using.predictor(_path(run), version), host, port, announce=_say_where)
+    serve_predictor(_predictor(run, version, job_file), host, port, announce=_say_where)
+
+
+def _predictor(target: str, version: int | None, job_file: Path | None) -> Predictor:
+    from shoal.launch import using
+    from shoal.launch.exporting import is_package, open_package
+
+    if is_package(Path(target)):
+        if version is not None:
+            raise ConfigError(f"{target} is a package, of one version: leave --version out")
+        return open_package(Path(target), job_file)
+    if job_file is not None:
+        raise ConfigError(f"--job is for packages, and {target} is none: a run knows its job")
+    return using.predictor(_path(target), version)
 
 
 def _say_where(url: str) -> None:
@@ -53,11 +101,12 @@ def _say_where(url: str) -> None:
 
 
 @click.command()
-@click.argument("target", metavar="RUN|URL")
+@click.argument("target", metavar="RUN|PACKAGE|URL")
 @click.argument("inputs", type=click.File("r"))
 @at_version
-def predict(target: str, inputs: Any, version: int | None) -> None:
-    """Send inputs to a server (an http:// URL), or predict in place from a run.
+@at_job
+def predict(target: str, inputs: Any, version: int | None, job_file: Path | None) -> None:
+    """Send inputs to a server (an http:// URL), or predict in place from a run or a package.
 
     INPUTS is a JSON file, or - for standard input: {"image": [[…]]}, the first axis counting samples.
     """
@@ -69,10 +118,10 @@ def predict(target: str, inputs: Any, version: int | None) -> None:
         raise ConfigError(
             f'{inputs.name} must hold an object such as {{"image": [[…]]}}, not a {type(tensors).__name__}'
         )
-    click.echo(json.dumps(_predicted(target, tensors, version)))
+    click.echo(json.dumps(_predicted(target, tensors, version, job_file)))
 
 
-def _predicted(target: str, tensors: dict[str, Any], version: int | None) -> dict[str, Any]:
+def _predicted(target: str, tensors: dict[str, Any], version: int | None, job_file: Path | None) -> dict[str, Any]:
     if target.startswith(("http://", "https://")):
         from shoal.serving import predict as ask
 
@@ -80,7 +129,7 @@ def _predicted(target: str, tensors: dict[str, Any], version: int | None) -> dic
     else:
         from shoal.launch import using
 
-        outputs = using.predict(_path(target), tensors, version)
+        outputs = using.answered(_predictor(target, version, job_file), tensors)
     return {name: tensor.tolist() for name, tensor in outputs.items()}
 
 
@@ -88,4 +137,4 @@ def _path(run: str) -> Path:
     return runs.find_run(run).path
 
 
-ALL = (evaluate, serve, predict)
+ALL = (evaluate, export, verify, serve, predict)

@@ -20,15 +20,15 @@ from shoal.shards import has_tables
 from shoal.training.folder import RunFolder
 from shoal.training.kit import plan_steps
 from shoal.training.round import feeds
-from shoal.versions import Snapshot, Store, Versions
+from shoal.versions import Snapshot, Store, Versions, with_ties
 
 if TYPE_CHECKING:
-    from shoal.serving import Predictor
+    from shoal.serving import ModelPredictor, Predictor
 
 
 def job_of(run: Run | RunFolder | str | Path, job: Job | None = None, settings: Sequence[str] = ()) -> Job:
     """The job that a run was started with; ``job`` itself if the run was started from Python."""
-    record = _folder(run).read_record()
+    record = folder_of(run).read_record()
     if job is None:
         if record["job_file"] is None:
             raise ConfigError(f"{record['name']} was started from Python, without a job file; give the job itself")
@@ -36,7 +36,8 @@ def job_of(run: Run | RunFolder | str | Path, job: Job | None = None, settings: 
     return override(job, parse_settings([*record["settings"], *settings]))
 
 
-def _folder(run: Run | RunFolder | str | Path) -> RunFolder:
+def folder_of(run: Run | RunFolder | str | Path) -> RunFolder:
+    """A run's folder."""
     if isinstance(run, RunFolder):
         return run
     return RunFolder(run.path) if isinstance(run, Run) else find_run(run)
@@ -44,18 +45,18 @@ def _folder(run: Run | RunFolder | str | Path) -> RunFolder:
 
 def read_version(run: Run | RunFolder | str | Path, version: int | None = None) -> Snapshot:
     """A stored version of a run, checked; the newest unless ``version`` names a step."""
-    return Versions(Store(_folder(run).read_record()["store"])).read(version)
+    return Versions(Store(folder_of(run).read_record()["store"])).read(version)
 
 
 def load_model(run: Run | str | Path, version: int | None = None, job: Job | None = None) -> nn.Module:
     """The run's model as of a stored version, in evaluation mode, on the CPU."""
     model = job_of(run, job).task.model()
-    return _filled(model, read_version(run, version), _folder(run))
+    return _filled(model, read_version(run, version), folder_of(run))
 
 
 def _filled(model: nn.Module, snapshot: Snapshot, folder: RunFolder) -> nn.Module:
     try:
-        model.load_state_dict(_with_ties(model, snapshot.model))
+        model.load_state_dict(with_ties(model, snapshot.model))
     except RuntimeError as error:
         raise ConfigError(
             f"version {snapshot.step} does not fit the job's model; has its code changed? {error}"
@@ -70,14 +71,6 @@ def _with_tables(model: nn.Module, folder: RunFolder, step: int) -> nn.Module:
 
         attach(model, folder.path, step)
     return model
-
-
-def _with_ties(model: nn.Module, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The stored tensors, those that share memory in the model under each of their names."""
-    first: dict[int, str] = {}
-    names = {name: first.setdefault(tensor.data_ptr(), name) for name, tensor in model.state_dict().items()}
-    ties = {name: stored[origin] for name, origin in names.items() if name not in stored and origin in stored}
-    return {**stored, **ties}
 
 
 @dataclass(frozen=True)
@@ -106,7 +99,7 @@ def account(run: Run | str | Path, version: int | None = None, job: Job | None =
 
 
 def evaluate(
-    run: Run | str | Path,
+    run: Run | RunFolder | str | Path,
     *,
     version: int | None = None,
     workers: int = 1,
@@ -117,7 +110,7 @@ def evaluate(
     job = job_of(run, job, settings)
     if job.test is None:
         raise ConfigError("the job has no test data; give it one with test=…")
-    model = _filled(job.task.model(), read_version(run, version), _folder(run))
+    model = _filled(job.task.model(), read_version(run, version), folder_of(run))
     lanes = deal(job.num_lanes, {str(rank): 1.0 for rank in range(workers)})
     if workers == 1:
         return merged([_measure(job, model, lanes["0"])])
@@ -164,32 +157,37 @@ def _fork(part: Any) -> tuple[int, int]:
         os._exit(code)
 
 
-def predictor(run: Run | str | Path, version: int | None = None, job: Job | None = None) -> Predictor:
+def predictor(run: Run | RunFolder | str | Path, version: int | None = None, job: Job | None = None) -> ModelPredictor:
     """What serving needs of a run: its model as of a version, and names for what goes in and out."""
     from shoal.serving import make_predictor
 
     resolved = job_of(run, job)
     snapshot = read_version(run, version)
-    record = _folder(run).read_record()
+    record = folder_of(run).read_record()
     name = Path(record["job_file"]).stem if record["job_file"] else type(resolved.task).__name__.lower()
-    tensors = _with_ties(resolved.task.model(), snapshot.model)
-    example = None if isinstance(resolved.task, Predicts) else _first_samples(resolved)
+    tensors = with_ties(resolved.task.model(), snapshot.model)
+    example = None if isinstance(resolved.task, Predicts) else first_samples(resolved, 2)
     served = make_predictor(resolved.task, tensors, name=name, version=snapshot.step, example=example)
-    _with_tables(served.model, _folder(run), snapshot.step)
+    _with_tables(served.model, folder_of(run), snapshot.step)
     return served
 
 
-def _first_samples(job: Job) -> Batch:
-    reader = job.train.open()
+def first_samples(job: Job, num: int) -> Batch:
+    """The first of an epoch's training samples, at most ``num``."""
+    reader, sizes = job.train.open(), job.train.block_sizes()
     try:
-        return reader.gather(Order(job.train.block_sizes(), 1, seed=0, epoch=0).slice(0, 0, 2))
+        return reader.gather(Order(sizes, 1, seed=0, epoch=0).slice(0, 0, min(num, sum(sizes))))
     finally:
         reader.close()
 
 
 def predict(run: Run | str | Path, inputs: Mapping[str, Any], version: int | None = None) -> dict[str, Tensor]:
     """Predict in this process. ``inputs``: tensors, or what ``torch.as_tensor`` takes, by name."""
-    served = predictor(run, version)
+    return answered(predictor(run, version), inputs)
+
+
+def answered(served: Predictor, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """All outputs. ``ConfigError`` for inputs that are not the model's."""
     tensors = {}
     for spec in served.inputs:
         if spec.name not in inputs:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shoal.versions.manifest import Manifest
-    from shoal.versions.snapshot import Snapshot, capture, fingerprint, restore
+    from shoal.versions.snapshot import Snapshot, capture, fingerprint, restore, with_ties
     from shoal.versions.store import Absent, Exists, Store
     from shoal.versions.versions import Refused, Versions
     from shoal.versions.writer import BackgroundWriter, Failed, Saved
 
 _HOMES = {
     "manifest": ("Manifest",),
-    "snapshot": ("Snapshot", "capture", "fingerprint", "restore"),
+    "snapshot": ("Snapshot", "capture", "fingerprint", "restore", "with_ties"),
     "store": ("Absent", "Exists", "Store"),
     "versions": ("Refused", "Versions"),
     "writer": ("BackgroundWriter", "Failed", "Saved"),
@@ -34,6 +34,7 @@ __all__ = [
     "capture",
     "fingerprint",
     "restore",
+    "with_ties",
 ]
 
 

@@ -92,6 +92,14 @@ def restore(snapshot: Snapshot, model: nn.Module, optimizer: Optimizer) -> None:
             _restore_slots(optimizer, group, parameter, slots.get(parameters[parameter], {}))
 
 
+def with_ties(model: nn.Module, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The stored tensors, those that share memory in the model under each of their names."""
+    first: dict[int, str] = {}
+    names = {name: first.setdefault(tensor.data_ptr(), name) for name, tensor in model.state_dict().items()}
+    ties = {name: stored[origin] for name, origin in names.items() if name not in stored and origin in stored}
+    return {**stored, **ties}
+
+
 @dataclass(frozen=True)
 class _State:
     """The live tensors in a fixed order, and the scalars, of a model and its optimizer."""
