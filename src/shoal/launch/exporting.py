@@ -57,7 +57,8 @@ def export(
         inputs=list(served.inputs), outputs=list(served.outputs), task=_task(record, resolved),
         metrics=_metrics(folder, snapshot.step, resolved), tables=metas,
         lineage={
-            "run": record["name"], "step": snapshot.step, **_kept(snapshot.meta),
+            "run": record["name"], "step": snapshot.step, "revision": record["identity"]["job_hash"],
+            **_kept(snapshot.meta),
             "data": _data(resolved, samples), "libraries": _libraries(record),
         },
     )  # fmt: skip
