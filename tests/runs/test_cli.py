@@ -22,6 +22,7 @@ import pytest
 from shoal.cli import main
 from shoal.launch.run import find_run
 from shoal.serving.package import Probe, read, write
+from tests.runs import rated
 from tests.runs.background import in_background
 
 pytestmark = pytest.mark.cluster
@@ -173,6 +174,20 @@ def test_a_package_whose_answers_have_changed_is_skewed(command, package, traine
     write(replace(told, probe=Probe(told.probe.inputs, outputs)), skewed)
     answer = command("verify", skewed, "--job", trained[0].parent / "line.py")
     assert answer.code == 1 and "answers otherwise than when it was exported" in answer.err
+
+
+def test_a_package_has_the_tables_of_all_shards(command, tmp_path):
+    job_file = Path(__file__).parent / "rated.py"
+    assert command("train", job_file, "--name", "run").code == 0
+    assert command("export", "run", "--to", tmp_path / "package").code == 0
+    told = command("verify", tmp_path / "package", "--job", job_file, "--json").value
+    assert told["probed"] == 32
+    inputs = tmp_path / "inputs.json"
+    inputs.write_text(json.dumps({"user": [*rated.users[:5].tolist(), 7], "tags": rated.tags[:6].tolist()}))
+    of_run = command("predict", "run", inputs).value
+    assert command("predict", tmp_path / "package", inputs, "--job", job_file).value == of_run
+    shutil.rmtree(tmp_path / "runs")
+    assert command("predict", tmp_path / "package", inputs, "--job", job_file).value == of_run
 
 
 def test_predict_reads_standard_input(command, figures, monkeypatch, inputs):
