@@ -1,7 +1,8 @@
 """Predictions over HTTP from a trained version: the Open Inference Protocol v2."""
 
+from shoal.serving.batching import Batching
 from shoal.serving.client import predict
 from shoal.serving.predictor import ModelPredictor, Predictor, make_predictor
 from shoal.serving.server import Server, serve
 
-__all__ = ["ModelPredictor", "Predictor", "Server", "make_predictor", "predict", "serve"]
+__all__ = ["Batching", "ModelPredictor", "Predictor", "Server", "make_predictor", "predict", "serve"]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+import math
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 from starlette.applications import Starlette
@@ -17,23 +18,32 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
+from torch import Tensor
 
 from shoal.errors import ConfigError
 from shoal.job.task import TensorSpec
-from shoal.serving.codec import LENGTH_HEADER, decode_request, encode_response
+from shoal.serving.batching import Batcher, Batching, Expired, Overloaded
+from shoal.serving.codec import LENGTH_HEADER, Question, decode_request, encode_response
 from shoal.serving.predictor import Predictor
 
 _log = logging.getLogger(__name__)
 
+_TIMEOUT_S = 30.0
+_LARGE_BYTES = 1 << 18
 
-def make_app(predictor: Predictor, max_body_bytes: int) -> Starlette:
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def make_app(predictor: Predictor, max_body_bytes: int, batching: Batching | None = None) -> Starlette:
     """An ASGI app that answers for one model, which runs in one thread of its own: health is answered meanwhile.
 
     Every refusal is ``{"error": reason}``: 400 for a request that cannot be what was meant, 404 for another model,
-    version or address, 413 for a body above ``max_body_bytes``, 500 where the model fails.
+    version or address, 413 for a body above ``max_body_bytes``, 429 with Retry-After if too many wait, 500 where the
+    model fails, 504 if it does not come to a request in its time: its parameter ``timeout``, in microseconds, or 30 s.
     """
     thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="predict")
-    at = _Endpoints(predictor, thread, max_body_bytes)
+    at = _Endpoints(predictor, Batcher(predictor.predict, thread, batching), max_body_bytes)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -49,13 +59,14 @@ def make_app(predictor: Predictor, max_body_bytes: int) -> Starlette:
         Route("/v2/health/ready", at.ready),
         Route("/v2", at.server),
     ]
-    return Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _refuse, ConfigError: _bad})
+    handlers = {HTTPException: _refuse, ConfigError: _bad, Overloaded: _later, Expired: _too_late}
+    return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
 
 
 @dataclass(frozen=True)
 class _Endpoints:
     predictor: Predictor
-    thread: ThreadPoolExecutor
+    batcher: Batcher
     max_body_bytes: int
 
     async def live(self, _: Request) -> Response:
@@ -89,11 +100,34 @@ class _Endpoints:
         except ClientDisconnect:
             return Response(status_code=400)
         length = request.headers.get(LENGTH_HEADER)
-        loop = asyncio.get_running_loop()
-        answer, json_bytes = await loop.run_in_executor(self.thread, _answer, predictor, body, length)
+        question = await _off_loop(len(body), decode_request, body, length, predictor.inputs, predictor.outputs)
+        try:
+            outputs = await self._ask(request, question)
+            if outputs is None:
+                return Response(status_code=400)  # to nobody
+            num_bytes = sum(tensor.nbytes for tensor in outputs.values())
+            answer, json_bytes = await _off_loop(
+                num_bytes, encode_response, question, predictor.name, predictor.version, outputs
+            )
+        except (Overloaded, Expired):
+            raise
+        except Exception as error:
+            _log.exception("model %s, version %s, failed on a request", predictor.name, predictor.version)
+            raise HTTPException(500, f"the model failed on this request: {type(error).__name__}: {error}") from error
         if json_bytes is None:
             return Response(answer, media_type="application/json")
         return Response(answer, media_type="application/octet-stream", headers={LENGTH_HEADER: str(json_bytes)})
+
+    async def _ask(self, request: Request, question: Question) -> Mapping[str, Tensor] | None:
+        """None if whoever asks has hung up."""
+        asking = asyncio.ensure_future(self.batcher.ask(question.inputs, question.timeout_s or _TIMEOUT_S))
+        leaving = asyncio.ensure_future(request.receive())
+        try:
+            await asyncio.wait({asking, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            return await asking if asking.done() else None
+        finally:
+            asking.cancel()
+            leaving.cancel()
 
     def _find(self, request: Request) -> Predictor:
         name, number = request.path_params["model"], request.path_params.get("version")
@@ -118,13 +152,11 @@ class _Endpoints:
         return b"".join(chunks)
 
 
-def _answer(predictor: Predictor, body: bytes, json_bytes: str | None) -> tuple[bytes, int | None]:
-    question = decode_request(body, json_bytes, predictor.inputs, predictor.outputs)
-    try:
-        return encode_response(question, predictor.name, predictor.version, predictor.predict(question.inputs))
-    except Exception as error:
-        _log.exception("model %s, version %s, failed on a request", predictor.name, predictor.version)
-        raise HTTPException(500, f"the model failed on this request: {type(error).__name__}: {error}") from error
+async def _off_loop(num_bytes: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """In a thread if it takes a while, so that others are answered meanwhile."""
+    if num_bytes <= _LARGE_BYTES:
+        return function(*args, **kwargs)
+    return await asyncio.to_thread(function, *args, **kwargs)
 
 
 def _plain(specs: Sequence[TensorSpec]) -> list[dict[str, Any]]:
@@ -140,6 +172,18 @@ async def _refuse(_: Request, error: Exception) -> Response:
     response = _json({"error": error.detail}, error.status_code)
     response.headers.update(error.headers or {})
     return response
+
+
+async def _later(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Overloaded)
+    response = _json({"error": error.message}, 429)
+    response.headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+    return response
+
+
+async def _too_late(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Expired)
+    return _json({"error": error.message}, 504)
 
 
 async def _bad(_: Request, error: Exception) -> Response:

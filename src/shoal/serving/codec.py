@@ -63,12 +63,14 @@ _metadata = msgspec.json.Decoder(_Metadata)
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A checked request: the model's inputs by name, which outputs are wanted, and which of them as bytes."""
+    """A checked request: the model's inputs by name, which outputs are wanted, and which of them as bytes.
+    ``timeout_s``: how long it may take, if it says so."""
 
     inputs: dict[str, Tensor]
     outputs: tuple[str, ...]
     as_bytes: frozenset[str]
     id: str | None
+    timeout_s: float | None = None
 
 
 def decode_request(
@@ -89,7 +91,15 @@ def decode_request(
     _require_known("output", names, [spec.name for spec in outputs])
     all_bytes = request.parameters.get("binary_data_output", False)
     as_bytes = frozenset(output.name for output in wanted if output.parameters.get("binary_data", all_bytes))
-    return Question(inputs=tensors, outputs=names, as_bytes=as_bytes, id=request.id)
+    timeout_s = _timeout_s(request.parameters.get("timeout"))
+    return Question(inputs=tensors, outputs=names, as_bytes=as_bytes, id=request.id, timeout_s=timeout_s)
+
+
+def _timeout_s(timeout_us: object) -> float | None:
+    """From Triton's request parameter, which counts microseconds."""
+    if timeout_us is not None and (type(timeout_us) is not int or timeout_us < 1):
+        raise ConfigError(f"the parameter timeout is a whole number of microseconds from 1, not {timeout_us!r}")
+    return None if timeout_us is None else timeout_us / 1e6
 
 
 def _split(body: bytes, json_bytes: str | None) -> tuple[memoryview, memoryview]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 from urllib.parse import quote
 
 from shoal.errors import ConfigError
+from shoal.serving.batching import Batching
 from shoal.serving.extra import serve_extra
 from shoal.serving.predictor import Predictor
 
@@ -23,14 +24,16 @@ def serve(
     port: int = 8000,
     announce: Callable[[str], object] | None = None,
     max_body_bytes: int = 64 * 2**20,
+    batching: Batching | None = None,
 ) -> None:
     """Answer until SIGTERM or SIGINT; then finish the requests at hand and end by that signal. Main thread only.
 
     Listens on the loopback alone unless told otherwise: there is neither authentication nor encryption. ``port`` 0
     takes a free one. ``announce`` is called with the model's address once it accepts connections. A request's body may
-    have ``max_body_bytes``. ``ConfigError`` if the address cannot be had.
+    have ``max_body_bytes``; ``batching`` says how many wait and go together. ``ConfigError`` if the address cannot be
+    had.
     """
-    server = _make(predictor, max_body_bytes)
+    server = _make(predictor, max_body_bytes, batching)
     with _listen(host, port) as listener:
         if announce:
             announce(_model_url(_url(listener), predictor))
@@ -41,9 +44,10 @@ class Server:
     """Serve in a thread while the context lasts. ``port`` 0 takes a free one; ``url`` tells which, at once."""
 
     def __init__(
-        self, predictor: Predictor, host: str = "127.0.0.1", port: int = 0, max_body_bytes: int = 64 * 2**20
-    ) -> None:
-        self._server = _make(predictor, max_body_bytes)
+        self, predictor: Predictor, host: str = "127.0.0.1", port: int = 0, max_body_bytes: int = 64 * 2**20,
+        batching: Batching | None = None,
+    ) -> None:  # fmt: skip
+        self._server = _make(predictor, max_body_bytes, batching)
         self._listener = _listen(host, port)
         self.url = _url(self._listener)
         self.model_url = _model_url(self.url, predictor)
@@ -71,13 +75,13 @@ def _model_url(url: str, predictor: Predictor) -> str:
     return f"{url}/v2/models/{quote(predictor.name, safe='')}"
 
 
-def _make(predictor: Predictor, max_body_bytes: int) -> uvicorn.Server:
+def _make(predictor: Predictor, max_body_bytes: int, batching: Batching | None) -> uvicorn.Server:
     with serve_extra():
         import uvicorn
 
         from shoal.serving.app import make_app
     config = uvicorn.Config(
-        make_app(predictor, max_body_bytes),
+        make_app(predictor, max_body_bytes, batching),
         lifespan="on",
         log_level="warning",
         access_log=False,

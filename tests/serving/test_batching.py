@@ -1,0 +1,209 @@
+"""Requests go through the model together while it is busy, none waits for company, and too many are refused."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from shoal.errors import ConfigError
+from shoal.serving.batching import Batcher, Batching, Expired, Overloaded
+
+
+class Model:
+    """Doubles rows. It waits at ``gate``, and fails on a batch with a negative number."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.sizes: list[int] = []
+
+    def predict(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        rows = inputs["row"]
+        self.sizes.append(len(rows))
+        assert self.gate.wait(20)
+        if bool((rows < 0).any()):
+            raise ValueError("a negative number")
+        return {"twice": rows * 2}
+
+
+class Hands:
+    """A clock whose hands the test turns."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def monotonic_s(self) -> float:
+        return self.now_s
+
+    wall_s = monotonic_s
+
+    def sleep(self, duration_s: float) -> None:
+        raise AssertionError("nobody sleeps here")
+
+
+def rows(*values: float, width: int = 2) -> dict[str, Tensor]:
+    return {"row": torch.tensor(values, dtype=torch.float32)[:, None].expand(-1, width).contiguous()}
+
+
+def tried(test: Callable[[Model, Batcher, Hands], Awaitable[None]], **bounds: int) -> None:
+    async def run() -> None:
+        model, clock = Model(), Hands()
+        with ThreadPoolExecutor(1) as thread:
+            batcher = Batcher(model.predict, thread, Batching(**bounds), clock)
+            try:
+                await test(model, batcher, clock)
+            finally:
+                model.gate.set()
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+
+
+async def asked(batcher: Batcher, *inputs: dict[str, Tensor], timeout_s: float = 10.0) -> list[asyncio.Task[Any]]:
+    tasks = []
+    for one in inputs:
+        tasks.append(asyncio.create_task(batcher.ask(one, timeout_s)))
+        await asyncio.sleep(0)
+    return tasks
+
+
+async def busy(model: Model, batcher: Batcher) -> asyncio.Task[Any]:
+    """With a request of one sample."""
+    (first,) = await asked(batcher, rows(0.0))
+    while not model.sizes:
+        await asyncio.sleep(0.001)
+    return first
+
+
+def test_an_idle_model_takes_what_comes_at_once():
+    async def test(model, batcher, clock):
+        model.gate.set()
+        for value in (1.0, 2.0):
+            assert torch.equal((await batcher.ask(rows(value), 1.0))["twice"], rows(2 * value)["row"])
+        assert model.sizes == [1, 1]
+
+    tried(test)
+
+
+def test_what_comes_while_it_computes_goes_together_and_each_gets_its_own():
+    async def test(model, batcher, clock):
+        first = await busy(model, batcher)
+        others = await asked(batcher, rows(1.0), rows(2.0, 3.0), rows(4.0))
+        model.gate.set()
+        answers = await asyncio.gather(first, *others)
+        assert model.sizes == [1, 4]
+        assert [answer["twice"][:, 0].tolist() for answer in answers] == [[0.0], [2.0], [4.0, 6.0], [8.0]]
+
+    tried(test)
+
+
+def test_a_batch_has_at_most_so_many_samples_but_a_large_request_goes_alone():
+    async def test(model, batcher, clock):
+        first = await busy(model, batcher)
+        others = await asked(batcher, rows(1.0, 1.0), rows(2.0), rows(3.0), rows(*range(9)), rows(5.0))
+        model.gate.set()
+        await asyncio.gather(first, *others)
+        assert model.sizes == [1, 3, 1, 9, 1]
+
+    tried(test, max_samples=3)
+
+
+def test_only_what_has_one_shape_goes_together_and_the_oldest_goes_first():
+    async def test(model, batcher, clock):
+        first = await busy(model, batcher)
+        others = await asked(batcher, rows(1.0, width=3), rows(2.0), rows(3.0, width=3), rows(4.0))
+        model.gate.set()
+        answers = await asyncio.gather(first, *others)
+        assert model.sizes == [1, 2, 2]
+        assert [tuple(answer["twice"].shape) for answer in answers[1:]] == [(1, 3), (1, 2), (1, 3), (1, 2)]
+
+    tried(test)
+
+
+def test_one_that_the_model_cannot_bear_fails_alone():
+    async def test(model, batcher, clock):
+        first = await busy(model, batcher)
+        good, bad, other = await asked(batcher, rows(1.0), rows(-1.0), rows(2.0))
+        model.gate.set()
+        await asyncio.gather(first, good, other)
+        with pytest.raises(ValueError, match="a negative number"):
+            await bad
+        assert model.sizes == [1, 3, 1, 1, 1]
+
+    tried(test)
+
+
+def test_too_many_are_refused_and_told_when_to_come_again():
+    async def test(model, batcher, clock):
+        first = await busy(model, batcher)
+        waiting = await asked(batcher, rows(1.0), rows(2.0))
+        with pytest.raises(Overloaded, match="2 requests wait") as refused:
+            await batcher.ask(rows(3.0), 1.0)
+        assert refused.value.retry_after_s > 0
+        model.gate.set()
+        await asyncio.gather(first, *waiting)
+        assert torch.equal((await batcher.ask(rows(3.0), 1.0))["twice"], rows(6.0)["row"])
+
+    tried(test, max_requests=2)
+
+
+def test_too_many_bytes_are_refused_but_one_request_always_fits():
+    async def test(model, batcher, clock):
+        first = await busy(model, batcher)
+        (large,) = await asked(batcher, rows(*range(100)))
+        with pytest.raises(Overloaded, match="with 800 bytes"):
+            await batcher.ask(rows(1.0), 1.0)
+        model.gate.set()
+        await asyncio.gather(first, large)
+
+    tried(test, max_bytes=100)
+
+
+def test_who_has_no_time_left_is_not_computed():
+    async def test(model, batcher, clock):
+        first = await busy(model, batcher)
+        late, patient = await asked(batcher, rows(1.0), timeout_s=1.0) + await asked(batcher, rows(2.0), timeout_s=9.0)
+        clock.now_s += 5
+        model.gate.set()
+        await asyncio.gather(first, patient)
+        with pytest.raises(Expired):
+            await late
+        assert model.sizes == [1, 1]
+
+    tried(test)
+
+
+def test_who_has_left_is_not_computed_and_takes_no_room():
+    async def test(model, batcher, clock):
+        first = await busy(model, batcher)
+        there, gone = await asked(batcher, rows(1.0), rows(2.0))
+        gone.cancel()
+        await asyncio.sleep(0)
+        (late,) = await asked(batcher, rows(3.0, 3.0))
+        model.gate.set()
+        await asyncio.gather(first, there, late)
+        assert model.sizes == [1, 3]
+
+    tried(test, max_requests=2)
+
+
+def test_one_that_leaves_while_it_is_computed_disturbs_nobody():
+    async def test(model, batcher, clock):
+        first = await busy(model, batcher)
+        (other,) = await asked(batcher, rows(1.0))
+        first.cancel()
+        model.gate.set()
+        assert torch.equal((await other)["twice"], rows(2.0)["row"])
+
+    tried(test)
+
+
+@pytest.mark.parametrize("name", ["max_samples", "max_requests", "max_bytes"])
+def test_bounds_below_1_are_refused(name):
+    with pytest.raises(ConfigError, match=f"{name} must be at least 1, not 0"):
+        Batching(**{name: 0})
