@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from shoal.clock import Clock, SystemClock
-from shoal.errors import ConfigError, ShoalError
+from shoal.errors import ConfigError, Fault
 
 Tensors = Mapping[str, Tensor]
 
@@ -25,7 +25,7 @@ _REMEMBERED = 0.9
 """Of the measured seconds a sample, with each batch."""
 
 
-class Overloaded(ShoalError):
+class Overloaded(Fault):
     """The queue is full. ``retry_after_s``: when there will be room, going by how fast it moves."""
 
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
@@ -36,7 +36,7 @@ class Overloaded(ShoalError):
         return type(self), (self.message, self.retry_after_s)
 
 
-class Expired(ShoalError):
+class Expired(Fault):
     """The request's time was over before the model came to it."""
 
 
