@@ -153,6 +153,8 @@ def test_a_package_is_refused_with_the_reason(command, package, inputs, trained,
     without = command("predict", package, inputs)
     assert without.code == 2 and "give the file line.py of its task Line with --job" in without.err
     assert command("predict", package, inputs, "--job", job_file, "--version", 5).code == 2
+    of_a_server = command("predict", "http://127.0.0.1:1/v2/models/line", inputs, "--job", job_file)
+    assert of_a_server.code == 2 and "has its own version and code" in of_a_server.err
     of_a_run = command("predict", "run", inputs, "--job", job_file)
     assert of_a_run.code == 2 and "a run knows its job" in of_a_run.err
     other = tmp_path / "other.py"

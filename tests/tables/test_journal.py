@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from shoal.errors import ConfigError, Diverged, StoreFault
 from shoal.tables import FTRL, Adam, TableSpec
 from shoal.tables.book import Book, Verdict
-from shoal.tables.frame import Begin, Part, Push, decode
+from shoal.tables.frame import Begin, Head, Part, PartHead, Push, decode
 from shoal.tables.journal import Journal, Keeping
 
 SPECS = (
@@ -108,6 +110,14 @@ def test_a_part_of_a_push_is_none(cut):
 
 
 # The journal
+
+
+@pytest.mark.parametrize("sizes", [(2**64 - 1, 1), (0, 2**64 - 1), (2**63, 2**63), (-(2**63), -1), (-1, 4)])
+def test_a_push_that_tells_of_sizes_that_cannot_be_is_none(sizes):
+    head = msgspec.msgpack.encode(Head(1, {0: (0, 1)}, 0, (PartHead("a", *sizes),)))
+    body = struct.pack("<I", len(head)) + head
+    with pytest.raises(ConfigError, match="are no push"):
+        decode(body + bytes(-len(body) % 8))
 
 
 def test_a_push_that_is_sent_again_is_applied_once(tmp_path):

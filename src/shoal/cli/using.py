@@ -125,6 +125,8 @@ def _predicted(target: str, tensors: dict[str, Any], version: int | None, job_fi
     if target.startswith(("http://", "https://")):
         from shoal.serving import predict as ask
 
+        if version is not None or job_file is not None:
+            raise ConfigError(f"the server at {target} has its own version and code: leave --version and --job out")
         outputs = ask(target, tensors)
     else:
         from shoal.launch import using

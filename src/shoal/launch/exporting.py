@@ -17,7 +17,7 @@ from shoal.events import read_events
 from shoal.job import Batch, Job, hash_job, load_job, override, parse_settings
 from shoal.launch.run import Run
 from shoal.launch.using import evaluate, first_samples, folder_of, job_of, predictor, read_version
-from shoal.serving.package import MANIFEST, Description, Package, TaskRecord, read, verify, write
+from shoal.serving.package import MANIFEST, Description, Package, TaskRecord, read, write
 from shoal.serving.packaged import differences, packaged_predictor, probe_of
 from shoal.shards import has_tables
 from shoal.training.folder import RunFolder
@@ -77,6 +77,10 @@ def open_package(path: Path, job_file: Path | None) -> ModelPredictor:
     if job_file is None:
         told = package.description.task
         raise ConfigError(f"{path} holds no code: give the file {told.job_file} of its task {told.name} with --job")
+    return _with_code(package, job_file)
+
+
+def _with_code(package: Package, job_file: Path) -> ModelPredictor:
     job = override(load_job(job_file), parse_settings(package.description.task.settings))
     return packaged_predictor(package, job.task, hash_job(job_file))
 
@@ -84,12 +88,12 @@ def open_package(path: Path, job_file: Path | None) -> ModelPredictor:
 def verified(path: Path, job_file: Path | None = None) -> dict[str, Any]:
     """What a package is, once all of it has been checked; with its code also that it answers as it did. ``Fault`` if it
     does not."""
-    package, digest = read(path), verify(path).sha256
+    package = read(path)
     told = package.description
-    figures: dict[str, Any] = {"name": told.name, "version": told.version, "sha256": digest}
+    figures: dict[str, Any] = {"name": told.name, "version": told.version, "sha256": package.digest}
     figures |= {"task": f"{told.task.name} in {told.task.job_file}, revision {told.task.revision}"}
     if job_file is not None:
-        found = differences(open_package(path, job_file), package.probe)
+        found = differences(_with_code(package, job_file), package.probe)
         if wrong := {name: value for name, value in found.items() if value}:
             raise Fault(f"{path} answers otherwise than when it was exported: {wrong} at most; it is skewed")
         figures["probed"] = len(next(iter(package.probe.inputs.values()), ()))

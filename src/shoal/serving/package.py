@@ -87,12 +87,14 @@ class Probe:
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """What is in one. ``tables``: the arrays of each table's image, by name."""
+    """What is in one. ``tables``: the arrays of each table's image, by name. ``digest``: the manifest's, once it was
+    read."""
 
     description: Description
     tensors: Mapping[str, Tensor]
     probe: Probe
     tables: Sequence[Mapping[str, Tensor]] = ()
+    digest: str = ""
 
     def files(self) -> dict[str, list[Any]]:
         """Each file's name and parts, but for the manifest's."""
@@ -136,17 +138,10 @@ def _write(path: Path, pieces: Sequence[Any]) -> None:
         os.fsync(file.fileno())
 
 
-def verify(folder: Path) -> Manifest:
-    """Check every file against the manifest. ``ConfigError`` for what is no package of this format, or names what is
-    none of its files; ``VersionFault`` for one that is damaged, or not whole."""
-    manifest = _manifest(folder)
-    for name in manifest.files:
-        _checked(folder, name, manifest)
-    return manifest
-
-
 def read(folder: Path) -> Package:
-    """All of it, checked as by ``verify``; what the checksums are of is what is returned."""
+    """All of it, every file checked against the manifest; what the checksums are of is what is returned.
+    ``ConfigError`` for what is no package of this format, or names what is none of its files; ``VersionFault`` for one
+    that is damaged, or not whole."""
     manifest = _manifest(folder)
     contents = {name: _checked(folder, name, manifest) for name in manifest.files}
     try:
@@ -165,6 +160,7 @@ def read(folder: Path) -> Package:
         tensors=tensors[TENSORS],
         probe=Probe(*({k.removeprefix(p): t for k, t in probe.items() if k.startswith(p)} for p in (_INPUT, _OUTPUT))),
         tables=[tensors[name] for name in names],
+        digest=manifest.sha256,
     )
 
 
@@ -219,4 +215,4 @@ def _bytes(path: Path, most: int) -> bytes:
             raise ConfigError(f"{path} is no file, and a package has files only")
         if status.st_size > most:
             raise VersionFault(f"{path} has {status.st_size} bytes, and {most} were to be there at most")
-        return file.read()
+        return file.read(most + 1)

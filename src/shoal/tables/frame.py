@@ -124,7 +124,7 @@ def decode(body: bytes | memoryview) -> Push | Entry:
             ids, at = _array(body, at, np.int64, (part.num_ids,))
             gradients, at = _array(body, at, np.float32, (part.num_ids, part.dim))
             parts.append(Part(part.table, ids, gradients))
-    except (struct.error, msgspec.MsgspecError, ValueError) as error:
+    except (struct.error, msgspec.MsgspecError, ValueError, OverflowError) as error:
         raise ConfigError(f"{len(body)} bytes are no push: {error}") from None
     if at != len(body):
         raise ConfigError(f"a push of {at} bytes came with {len(body)}")
@@ -137,6 +137,8 @@ def bytes_of(array: npt.NDArray[Any]) -> memoryview:
 
 
 def _array(body: bytes | memoryview, at: int, dtype: Any, shape: tuple[int, ...]) -> tuple[npt.NDArray[Any], int]:
+    if min(shape) < 0:
+        raise ValueError(f"sizes of {shape} cannot be")
     count = math.prod(shape)
     array = np.frombuffer(body, dtype, count, at).reshape(shape)
     return array, at + array.nbytes + -array.nbytes % _ALIGNED
