@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from shoal.errors import ConfigError
-from shoal.serving.batching import Batcher, Batching, Expired, Overloaded
+from shoal.errors import ConfigError, Fault
+from shoal.serving.batching import Batcher, Batching, Expired, Lost, Overloaded, Threaded
 
 
 class Model:
@@ -51,11 +51,12 @@ def rows(*values: float, width: int = 2) -> dict[str, Tensor]:
     return {"row": torch.tensor(values, dtype=torch.float32)[:, None].expand(-1, width).contiguous()}
 
 
-def tried(test: Callable[[Model, Batcher, Hands], Awaitable[None]], **bounds: int) -> None:
+def tried(test: Callable[[Model, Batcher, Hands], Awaitable[None]], **bounds: Any) -> None:
     async def run() -> None:
         model, clock = Model(), Hands()
         with ThreadPoolExecutor(1) as thread:
-            batcher = Batcher(model.predict, thread, Batching(**bounds), clock)
+            batcher = Batcher(Batching(**bounds), clock)
+            batcher.add(Threaded(model.predict, thread))
             try:
                 await test(model, batcher, clock)
             finally:
@@ -201,6 +202,113 @@ def test_one_that_leaves_while_it_is_computed_disturbs_nobody():
         assert torch.equal((await other)["twice"], rows(2.0)["row"])
 
     tried(test)
+
+
+class Mortal:
+    """Computes when it is told to, or is lost."""
+
+    def __init__(self) -> None:
+        self.inputs: list[list[float]] = []
+        self.computed: asyncio.Future[Any]
+
+    def start(self, inputs: Mapping[str, Tensor]) -> asyncio.Future[Any]:
+        self.inputs.append(inputs["row"][:, 0].tolist())
+        self.computed = asyncio.get_running_loop().create_future()
+        return self.computed
+
+    def compute(self) -> None:
+        self.computed.set_result({"twice": torch.tensor(self.inputs[-1]) * 2})
+
+    def die(self) -> None:
+        self.computed.set_exception(Lost("it was killed"))
+
+
+def test_what_a_lost_runner_had_is_computed_by_another_each_by_itself():
+    async def test() -> None:
+        batcher, first, second = Batcher(), Mortal(), Mortal()
+        batcher.add(first)
+        (alone,) = await asked(batcher, rows(1.0))
+        pair = await asked(batcher, rows(2.0), rows(3.0))
+        first.compute()
+        await alone
+        assert first.inputs == [[1.0], [2.0, 3.0]]
+        first.die()
+        await asyncio.sleep(0.01)
+        assert (batcher.num_runners, batcher.num_waiting) == (0, 2)
+        batcher.add(second)
+        for task in pair:
+            second.compute()
+            await task
+        assert second.inputs == [[2.0], [3.0]]
+
+    asyncio.run(asyncio.wait_for(test(), 30))
+
+
+def test_a_request_that_ends_every_runner_fails_and_the_others_do_not():
+    async def test() -> None:
+        batcher = Batcher()
+        first = Mortal()
+        batcher.add(first)
+        (deadly,) = await asked(batcher, rows(1.0))
+        (other,) = await asked(batcher, rows(2.0))
+        for mortal in (first, Mortal(), Mortal()):
+            if mortal is not first:
+                batcher.add(mortal)
+            assert mortal.inputs == [[1.0]]
+            mortal.die()
+            await asyncio.sleep(0.01)
+        with pytest.raises(Fault, match="3 processes of the model ended on this request"):
+            await deadly
+        last = Mortal()
+        batcher.add(last)
+        last.compute()
+        assert (await other)["twice"].tolist() == [4.0]
+
+    asyncio.run(asyncio.wait_for(test(), 30))
+
+
+def test_who_finds_no_runner_at_all_is_told_when_its_time_is_over():
+    async def test() -> None:
+        with pytest.raises(Expired):
+            await Batcher().ask(rows(1.0), 0.01)
+
+    asyncio.run(asyncio.wait_for(test(), 30))
+
+
+def test_what_waits_at_the_end_is_refused_and_what_is_computed_is_answered():
+    async def test() -> None:
+        batcher, runner = Batcher(), Mortal()
+        batcher.add(runner)
+        first, waits = await asked(batcher, rows(1.0), rows(2.0))
+        batcher.close()
+        with pytest.raises(Overloaded, match="the server is ending"):
+            await waits
+        draining = asyncio.create_task(batcher.drain())
+        await asyncio.sleep(0)
+        runner.compute()
+        await draining
+        assert (await first)["twice"].tolist() == [2.0]
+
+    asyncio.run(asyncio.wait_for(test(), 30))
+
+
+def test_no_more_are_taken_than_will_be_computed_in_time():
+    async def test(model, batcher, clock):
+        first = await busy(model, batcher)
+        clock.now_s += 0.1
+        model.gate.set()
+        await first
+        model.gate.clear()
+        model.sizes.clear()
+        first = await busy(model, batcher)
+        waiting = await asked(batcher, rows(1.0), rows(2.0), rows(3.0))
+        with pytest.raises(Overloaded, match=r"3 requests wait, with 24 bytes, for about 0.300 s") as refused:
+            await batcher.ask(rows(4.0), 1.0)
+        assert refused.value.retry_after_s == pytest.approx(0.3)
+        model.gate.set()
+        await asyncio.gather(first, *waiting)
+
+    tried(test, max_wait_s=0.25)
 
 
 @pytest.mark.parametrize("name", ["max_samples", "max_requests", "max_bytes"])

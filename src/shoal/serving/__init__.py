@@ -2,7 +2,8 @@
 
 from shoal.serving.batching import Batching
 from shoal.serving.client import predict
+from shoal.serving.limits import Limits
 from shoal.serving.predictor import ModelPredictor, Predictor, make_predictor
 from shoal.serving.server import Server, serve
 
-__all__ = ["Batching", "ModelPredictor", "Predictor", "Server", "make_predictor", "predict", "serve"]
+__all__ = ["Batching", "Limits", "ModelPredictor", "Predictor", "Server", "make_predictor", "predict", "serve"]

@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +25,8 @@ Tensors = Mapping[str, Tensor]
 
 _REMEMBERED = 0.9
 """Of the measured seconds a sample, with each batch."""
+_MOST_LOST = 3
+"""So many runners may be lost with a request before it is held to be what ends them."""
 
 
 class Overloaded(Fault):
@@ -40,22 +44,50 @@ class Expired(Fault):
     """The request's time was over before the model came to it."""
 
 
+class Lost(Fault):
+    """The process that computed a batch has ended, and nobody knows of which request."""
+
+
+class Runner(Protocol):
+    """What computes batches, one at a time."""
+
+    def start(self, inputs: Tensors) -> asyncio.Future[Tensors]:
+        """Begin, at once, with all outputs from all inputs. The future fails with ``Lost`` if this runner can do no
+        more; whatever else it fails with is of this batch."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Threaded:
+    """A function that runs in another thread."""
+
+    predict: Callable[[Tensors], Tensors]
+    executor: Executor
+
+    def start(self, inputs: Tensors) -> asyncio.Future[Tensors]:
+        return asyncio.get_running_loop().run_in_executor(self.executor, self.predict, inputs)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batching:
     """``max_samples``: that are computed at once. The queue holds at most ``max_requests`` and ``max_bytes`` of
-    tensors, or a single request."""
+    tensors, and no more than will be computed within ``max_wait_s``, going by how fast it moves; or a single request.
+    """
 
     max_samples: int = 64
     max_requests: int = 512
     max_bytes: int = 256 * 2**20
+    max_wait_s: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("max_samples", "max_requests", "max_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not self.max_wait_s > 0:
+            raise ConfigError(f"max_wait_s must be above 0, not {self.max_wait_s}")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Waiting:
     inputs: Tensors
     num_samples: int
@@ -64,35 +96,87 @@ class _Waiting:
     """Names and shapes beyond the samples: what may go together."""
     deadline_s: float
     answer: asyncio.Future[Tensors]
+    is_alone: bool = False
+    """It was in a batch that failed, so that it goes by itself."""
+    num_lost: int = 0
+    """How many runners were lost with it."""
+    timer: asyncio.TimerHandle | None = None
 
 
 class Batcher:
-    """Within one event loop. ``predict`` runs in ``executor``, one batch at a time. Where a batch fails, each of its
-    requests is computed by itself, so that one that the model cannot bear fails alone."""
+    """Within one event loop; each of its runners computes one batch at a time. Where a batch fails, each of its
+    requests is computed by itself, so that one that the model cannot bear fails alone. Those of a runner that was lost
+    are computed by another, in turn: one that loses three runners is what loses them, and fails."""
 
-    def __init__(
-        self, predict: Callable[[Tensors], Tensors], executor: Executor, batching: Batching | None = None,
-        clock: Clock | None = None,
-    ) -> None:  # fmt: skip
-        self._predict = predict
-        self._executor = executor
+    def __init__(self, batching: Batching | None = None, clock: Clock | None = None) -> None:
         self._batching = batching or Batching()
         self._clock = clock or SystemClock()
         self._queue: deque[_Waiting] = deque()
         self._num_bytes = self._num_samples = 0
         self._sample_s = 0.0
-        self._work: asyncio.Task[None] | None = None
+        self._idle: deque[Runner] = deque()
+        self._at_work: dict[Runner, asyncio.Future[Tensors]] = {}
+        self._gone: set[Runner] = set()
+        self._is_closed = False
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._queue)
+
+    @property
+    def num_runners(self) -> int:
+        return len(self._idle) + len(self._at_work.keys() - self._gone)
+
+    def add(self, runner: Runner) -> None:
+        """Let it have work, beginning with what waits."""
+        self._idle.append(runner)
+        self._dispatch()
+
+    def remove(self, runner: Runner) -> None:
+        """Give it no more work; what it computes is still awaited."""
+        if runner in self._idle:
+            self._idle.remove(runner)
+        elif runner in self._at_work:
+            self._gone.add(runner)
+
+    async def drain(self) -> None:
+        """Until nothing is computed any more, nor waits for somebody who is there."""
+        while self._at_work:
+            await asyncio.wait(list(self._at_work.values()))
+            await asyncio.sleep(0)
+
+    def close(self) -> None:
+        """Take no more, and refuse what waits."""
+        self._is_closed = True
+        while self._queue:
+            _fail(self._leave(), Overloaded("the server is ending: ask again, and another will answer"))
+
+    def check_room(self, num_bytes: int = 0) -> None:
+        """``Overloaded`` if a request of so many bytes would not be taken. Cheap: ask before one is read."""
+        bounds = self._batching
+        if self._is_closed:
+            raise Overloaded("the server is ending: ask again, and another will answer")
+        if len(self._queue) >= bounds.max_requests:
+            self._forget_those_who_left()
+        num, wait_s = len(self._queue), self._num_samples * self._sample_s / max(1, self.num_runners)
+        too_many = num >= bounds.max_requests or self._num_bytes + num_bytes > bounds.max_bytes
+        if num and (too_many or wait_s > bounds.max_wait_s):
+            raise Overloaded(
+                f"{num} requests wait, with {self._num_bytes} bytes, for about {wait_s:.3f} s; there is room for "
+                f"{bounds.max_requests}, {bounds.max_bytes} and {bounds.max_wait_s}: try again later",
+                max(1e-3, wait_s),
+            )
 
     async def ask(self, inputs: Tensors, timeout_s: float) -> Tensors:
         """All outputs for these inputs, whose first axis counts samples. ``Overloaded`` if the queue is full,
-        ``Expired`` if the model does not come to it in time, else whatever ``predict`` raises. Cancelled, it is not
-        computed any more."""
+        ``Expired`` if the model does not come to it in time, ``Fault`` if it ends the model's process time and again,
+        else whatever the runner raises. Cancelled, it is not computed any more."""
         waiting = self._waiting(inputs, timeout_s)
-        self._check_room(waiting)
+        self.check_room(waiting.num_bytes)
         self._queue.append(waiting)
         self._count(waiting, 1)
-        if self._work is None:
-            self._work = asyncio.create_task(self._go_on())
+        self._dispatch()
+        waiting.timer = asyncio.get_running_loop().call_later(timeout_s, self._expire, waiting)
         return await waiting.answer
 
     def _waiting(self, inputs: Tensors, timeout_s: float) -> _Waiting:
@@ -105,18 +189,9 @@ class Batcher:
             asyncio.get_running_loop().create_future(),
         )
 
-    def _check_room(self, waiting: _Waiting) -> None:
-        bounds = self._batching
-        if len(self._queue) >= bounds.max_requests:
-            self._forget_those_who_left()
-        fits = len(self._queue) < bounds.max_requests and self._num_bytes + waiting.num_bytes <= bounds.max_bytes
-        if fits or not self._queue:
-            return
-        raise Overloaded(
-            f"{len(self._queue)} requests wait, with {self._num_bytes} bytes; there is room for {bounds.max_requests} "
-            f"and {bounds.max_bytes}: try again later",
-            max(1e-3, self._num_samples * self._sample_s),
-        )
+    def _expire(self, waiting: _Waiting) -> None:
+        if waiting in self._queue:
+            _fail(waiting, Expired("the model did not come to this request in its time"))
 
     def _forget_those_who_left(self) -> None:
         queue, self._queue = self._queue, deque()
@@ -130,62 +205,98 @@ class Batcher:
         self._num_bytes += sign * waiting.num_bytes
         self._num_samples += sign * waiting.num_samples
 
-    async def _go_on(self) -> None:
-        try:
-            while batch := self._next():
-                await self._compute(batch)
-        finally:
-            self._work = None
+    def _leave(self) -> _Waiting:
+        waiting = self._queue.popleft()
+        self._count(waiting, -1)
+        return waiting
+
+    def _dispatch(self) -> None:
+        while self._idle and (batch := self._next()):
+            runner, begun_s = self._idle.popleft(), self._clock.monotonic_s()
+            future = self._at_work[runner] = runner.start(_together([waiting.inputs for waiting in batch]))
+            future.add_done_callback(partial(self._finished, runner, batch, begun_s))
 
     def _next(self) -> list[_Waiting]:
         """The oldest, and as many more of its kind as fit; others keep their place. Who has given up is left out."""
         batch: list[_Waiting] = []
         others: list[_Waiting] = []
         num_samples, now_s = 0, self._clock.monotonic_s()
-        while self._queue:
+        while self._queue and not (batch and batch[0].is_alone):
             waiting = self._queue[0]
             if waiting.answer.done():
-                self._count(self._queue.popleft(), -1)
+                self._leave()
             elif waiting.deadline_s < now_s:
-                self._count(self._queue.popleft(), -1)
-                waiting.answer.set_exception(Expired("the model did not come to this request in its time"))
+                _fail(self._leave(), Expired("the model did not come to this request in its time"))
             elif batch and num_samples + waiting.num_samples > self._batching.max_samples:
                 break
-            elif batch and waiting.kind != batch[0].kind:
+            elif batch and (waiting.is_alone or waiting.kind != batch[0].kind):
                 others.append(self._queue.popleft())
             else:
-                batch.append(self._queue.popleft())
-                self._count(waiting, -1)
+                batch.append(self._leave())
                 num_samples += waiting.num_samples
         self._queue.extendleft(reversed(others))
         return batch
 
-    async def _compute(self, batch: Sequence[_Waiting]) -> None:
-        begun_s = self._clock.monotonic_s()
-        sizes = [waiting.num_samples for waiting in batch]
-        try:
-            outputs = await self._run(_together([waiting.inputs for waiting in batch]))
-            answers = _apart(outputs, sizes)
-        except Exception as error:  # noqa: BLE001 - the model's own, for whoever asked it
-            if len(batch) == 1:
-                _fail(batch[0], error)
-                return
-            for waiting in batch:
-                await self._compute([waiting])
-            return
-        took_s = (self._clock.monotonic_s() - begun_s) / sum(sizes)
-        self._sample_s = took_s if not self._sample_s else _REMEMBERED * self._sample_s + (1 - _REMEMBERED) * took_s
-        for waiting, answer in zip(batch, answers, strict=True):
-            if not waiting.answer.done():
-                waiting.answer.set_result(answer)
+    def _finished(
+        self, runner: Runner, batch: Sequence[_Waiting], begun_s: float, future: asyncio.Future[Tensors]
+    ) -> None:
+        """The next batch is under way before the answers of this one are told."""
+        del self._at_work[runner]
+        result = _outcome(future, [waiting.num_samples for waiting in batch])
+        is_lost = isinstance(result, Lost)
+        if isinstance(result, list):
+            self._measure(batch, self._clock.monotonic_s() - begun_s)
+        elif is_lost or len(batch) > 1:
+            self._put_back(batch, int(is_lost))
+        if not (runner in self._gone or is_lost):
+            self._idle.append(runner)
+        self._gone.discard(runner)
+        self._dispatch()
+        if isinstance(result, list):
+            for waiting, answer in zip(batch, result, strict=True):
+                _answer(waiting, answer)
+        elif not is_lost and len(batch) == 1:
+            _fail(batch[0], result)
 
-    async def _run(self, inputs: Tensors) -> Tensors:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._predict, inputs)
+    def _measure(self, batch: Sequence[_Waiting], took_s: float) -> None:
+        sample_s = took_s / sum(waiting.num_samples for waiting in batch)
+        known = self._sample_s or sample_s
+        self._sample_s = _REMEMBERED * known + (1 - _REMEMBERED) * sample_s
+
+    def _put_back(self, batch: Sequence[_Waiting], num_lost: int) -> None:
+        """To the front, each by itself."""
+        for waiting in reversed(batch):
+            waiting.is_alone = True
+            waiting.num_lost += num_lost
+            if waiting.num_lost >= _MOST_LOST:
+                _fail(waiting, Fault(f"{_MOST_LOST} processes of the model ended on this request"))
+            else:
+                self._queue.appendleft(waiting)
+                self._count(waiting, 1)
 
 
-def _fail(waiting: _Waiting, error: Exception) -> None:
+def _fail(waiting: _Waiting, error: BaseException) -> None:
+    if waiting.timer is not None:
+        waiting.timer.cancel()
     if not waiting.answer.done():
         waiting.answer.set_exception(error)
+
+
+def _answer(waiting: _Waiting, outputs: Tensors) -> None:
+    if waiting.timer is not None:
+        waiting.timer.cancel()
+    if not waiting.answer.done():
+        waiting.answer.set_result(outputs)
+
+
+def _outcome(future: asyncio.Future[Tensors], sizes: Sequence[int]) -> list[Tensors] | BaseException:
+    """Each request's outputs, or why there are none."""
+    if future.cancelled():
+        return Lost("the computation was given up")
+    try:
+        return _apart(future.result(), sizes)
+    except Exception as error:  # noqa: BLE001 - the model's own, for whoever asked it
+        return error
 
 
 def _together(many: Sequence[Tensors]) -> Tensors:

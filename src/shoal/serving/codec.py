@@ -18,6 +18,7 @@ from torch import Tensor
 from shoal.errors import Bug, ConfigError
 from shoal.job.task import TensorSpec
 from shoal.serving.datatypes import DTYPES, datatype_of, from_bytes, from_json, to_bytes, to_json
+from shoal.serving.limits import Limits
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
 """How many bytes of a body are JSON; tensors' bytes follow. Without it, all are JSON."""
@@ -72,10 +73,15 @@ class Question:
     id: str | None
     timeout_s: float | None = None
 
+    @property
+    def num_samples(self) -> int:
+        return len(next(iter(self.inputs.values())))
+
 
 def decode_request(
-    body: bytes, json_bytes: str | None, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
-) -> Question:
+    body: bytes, json_bytes: str | None, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec],
+    limits: Limits | None = None,
+) -> Question:  # fmt: skip
     """Read a request to a model with these inputs and outputs. ``json_bytes``: the ``LENGTH_HEADER``, if it came.
 
     ``ConfigError``, with what was needed and what came, for everything that the model must not see.
@@ -85,6 +91,9 @@ def decode_request(
         request = _request.decode(head)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise ConfigError(f"the body must be an inference request in JSON: {error}") from error
+    bounds = limits or Limits()
+    for tensor in request.inputs:
+        bounds.check_samples(tensor.shape[0] if tensor.shape else 0)
     tensors = _read(request.inputs, tail, {spec.name: spec for spec in inputs})
     wanted = request.outputs or [_Wanted(spec.name) for spec in outputs]
     names = tuple(output.name for output in wanted)

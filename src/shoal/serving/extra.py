@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from shoal.errors import ConfigError
 
-_PACKAGES = ("starlette", "uvicorn", "httpx")
+_PACKAGES = ("starlette", "uvicorn", "uvloop", "httpx", "prometheus_client")
 
 
 @contextlib.contextmanager

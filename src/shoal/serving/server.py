@@ -5,17 +5,37 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 from shoal.errors import ConfigError
+from shoal.serving.answering import Alone
 from shoal.serving.batching import Batching
 from shoal.serving.extra import serve_extra
+from shoal.serving.limits import Limits
 from shoal.serving.predictor import Predictor
 
 if TYPE_CHECKING:
     import uvicorn
+
+_SHUTDOWN_S = 10
+_BACKLOG = 2048
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Files in PEM: a certificate with its chain, and its private key."""
+
+    cert: Path
+    key: Path
+
+    def __post_init__(self) -> None:
+        for path in (self.cert, self.key):
+            if not path.is_file():
+                raise ConfigError(f"{path} is no file: TLS needs a certificate and its key, in PEM")
 
 
 def serve(
@@ -23,34 +43,39 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     announce: Callable[[str], object] | None = None,
-    max_body_bytes: int = 64 * 2**20,
+    limits: Limits | None = None,
     batching: Batching | None = None,
 ) -> None:
-    """Answer until SIGTERM or SIGINT; then finish the requests at hand and end by that signal. Main thread only.
+    """Answer from this process until SIGTERM or SIGINT; then finish the requests at hand and end by that signal. Main
+    thread only. For a service that survives its model's crashes, and takes new versions, see ``shoal serve``.
 
     Listens on the loopback alone unless told otherwise: there is neither authentication nor encryption. ``port`` 0
-    takes a free one. ``announce`` is called with the model's address once it accepts connections. A request's body may
-    have ``max_body_bytes``; ``batching`` says how many wait and go together. ``ConfigError`` if the address cannot be
-    had.
+    takes a free one. ``announce`` is called with the model's address once it accepts connections. ``batching`` says how
+    many requests wait and go together. ``ConfigError`` if the address cannot be had.
     """
-    server = _make(predictor, max_body_bytes, batching)
-    with _listen(host, port) as listener:
-        if announce:
-            announce(_model_url(_url(listener), predictor))
-        server.run(sockets=[listener])
+    alone = Alone(predictor, batching)
+    server = _alone_server(alone, limits)
+    try:
+        with listen(host, port) as listener:
+            if announce:
+                announce(model_url(url_of(listener), predictor.name))
+            server.run(sockets=[listener])
+    finally:
+        alone.close()
 
 
 class Server:
     """Serve in a thread while the context lasts. ``port`` 0 takes a free one; ``url`` tells which, at once."""
 
     def __init__(
-        self, predictor: Predictor, host: str = "127.0.0.1", port: int = 0, max_body_bytes: int = 64 * 2**20,
+        self, predictor: Predictor, host: str = "127.0.0.1", port: int = 0, limits: Limits | None = None,
         batching: Batching | None = None,
     ) -> None:  # fmt: skip
-        self._server = _make(predictor, max_body_bytes, batching)
-        self._listener = _listen(host, port)
-        self.url = _url(self._listener)
-        self.model_url = _model_url(self.url, predictor)
+        self._alone = Alone(predictor, batching)
+        self._server = _alone_server(self._alone, limits)
+        self._listener = listen(host, port)
+        self.url = url_of(self._listener)
+        self.model_url = model_url(self.url, predictor.name)
         # Connections that come before the thread is ready wait in the listener's backlog.
         self._thread = threading.Thread(target=self._server.run, args=([self._listener],), name="serve", daemon=True)
 
@@ -64,37 +89,55 @@ class Server:
         self._server.should_exit = True
         self._thread.join()
         self._listener.close()
+        self._alone.close()
 
 
-def _url(listener: socket.socket) -> str:
+def url_of(listener: socket.socket, tls: Tls | None = None) -> str:
+    """Where a listener is."""
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
-def _model_url(url: str, predictor: Predictor) -> str:
-    return f"{url}/v2/models/{quote(predictor.name, safe='')}"
+def model_url(url: str, name: str) -> str:
+    """Where a server at ``url`` has the model of this name."""
+    return f"{url}/v2/models/{quote(name, safe='')}"
 
 
-def _make(predictor: Predictor, max_body_bytes: int, batching: Batching | None) -> uvicorn.Server:
+def _alone_server(alone: Alone, limits: Limits | None) -> uvicorn.Server:
+    with serve_extra():
+        from shoal.serving.app import App
+        from shoal.serving.inference import Face
+    return http_server(App(Face(service=alone, limits=limits or Limits())))
+
+
+def http_server(app: Any, tls: Tls | None = None) -> uvicorn.Server:
+    """For an ASGI app. ``ConfigError`` if the TLS files are none."""
     with serve_extra():
         import uvicorn
-
-        from shoal.serving.app import make_app
     config = uvicorn.Config(
-        make_app(predictor, max_body_bytes, batching),
-        lifespan="on",
+        app,
+        lifespan="off",
         log_level="warning",
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=10,
+        date_header=False,
+        timeout_graceful_shutdown=_SHUTDOWN_S,
+        ssl_certfile=tls.cert if tls else None,
+        ssl_keyfile=tls.key if tls else None,
     )
+    try:
+        config.load()
+    except OSError as error:  # ssl.SSLError is one
+        raise ConfigError(f"{tls and tls.cert} and its key cannot be used for TLS: {error}") from error
     return uvicorn.Server(config)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """``ConfigError`` if the address cannot be had."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.create_server((host, port), family=family, backlog=2048)
+        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except (OSError, OverflowError) as error:
         raise ConfigError(f"cannot serve on {host}:{port}: {error}; choose another host or port") from error
     # asyncio does this only where it made the socket; without it, an answer waits 40 ms for a delayed ack.

@@ -1,0 +1,257 @@
+"""One inference request over HTTP: the path that every prediction takes, so it does no more than it must.
+
+Plain ASGI, without a framework's objects. A request that would be refused anyway is refused before its body is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+import msgspec
+
+from shoal.errors import ConfigError
+from shoal.serving.access import Denied, Key
+from shoal.serving.answering import Answer, NotReady, Served, Service, Unknown, find
+from shoal.serving.batching import Expired, Overloaded
+from shoal.serving.codec import LENGTH_HEADER, Question, decode_request, encode_response
+from shoal.serving.limits import Limits, TooLarge, TooSlow
+from shoal.serving.seen import Record, Seen
+
+_log = logging.getLogger(__name__)
+
+_LARGE_BYTES = 1 << 18
+"""From here on JSON is read and written in a thread, so that others are answered meanwhile."""
+_PATIENT_S = 0.02
+"""Who has not been answered for this long is watched, to see whether he hangs up."""
+_LENGTH_HEADER = LENGTH_HEADER.lower().encode()
+_JSON = (b"content-type", b"application/json")
+_BYTES = (b"content-type", b"application/octet-stream")
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Gone(Exception):
+    """Whoever asked has hung up."""
+
+
+class Codec(Protocol):
+    """How a question comes in a body, and its answer goes."""
+
+    def decode(self, body: bytes, length: str | None, model: Served, limits: Limits) -> Question:
+        """``ConfigError`` for everything that the model must not see."""
+        ...
+
+    def encode(self, question: Question, model: Served, answer: Answer) -> tuple[bytes, int | None]:
+        """The body, and how many bytes of it are JSON if tensors' bytes follow."""
+        ...
+
+
+class OpenInference:
+    """The Open Inference Protocol's."""
+
+    def decode(self, body: bytes, length: str | None, model: Served, limits: Limits) -> Question:
+        return decode_request(body, length, model.inputs, model.outputs, limits)
+
+    def encode(self, question: Question, model: Served, answer: Answer) -> tuple[bytes, int | None]:
+        return encode_response(question, model.name, answer.version, answer.outputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Face:
+    """What the faces of a server have in common. ``key``: that each request must carry, if there is one."""
+
+    service: Service
+    limits: Limits = field(default_factory=Limits)
+    key: Key | None = None
+    seen: Seen = field(default_factory=Seen)
+
+
+class Inference:
+    """Answers ``POST`` of a question to one model."""
+
+    def __init__(self, face: Face, codec: Codec) -> None:
+        self._face = face
+        self._codec = codec
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send, name: str | None, version: str | None) -> None:
+        """``name`` None: the model that is served."""
+        record = Record(face="http", began_s=time.perf_counter())
+        try:
+            status, headers, body = await self._answer(scope, receive, record, name, version)
+        except Gone:
+            status, headers, body = 499, [_JSON], b""
+        except Exception as error:  # noqa: BLE001 - told to whoever asked
+            status, headers, body = refusal(error)
+            record.reason = type(error).__name__
+        record.status = status
+        self._face.seen.record(record)
+        await send({"type": "http.response.start", "status": status, "headers": [*headers, content_length(body)]})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _answer(
+        self, scope: Scope, receive: Receive, record: Record, name: str | None, version: str | None
+    ) -> tuple[int, Headers, bytes]:
+        face, headers = self._face, scope["headers"]
+        if face.key is not None:
+            face.key.check(headers)
+        model = find(face.service, name, version)
+        face.service.check_room()
+        body = await _read(receive, face.limits)
+        length = next((value.decode("latin-1") for key, value in headers if key == _LENGTH_HEADER), None)
+        question = await _off_loop(len(body), self._codec.decode, body, length, model, face.limits)
+        record.asked(len(body), question)
+        answer = await self._ask(receive, question, None if version is None else model.version)
+        record.answered(answer.version)
+        encoded, json_bytes = await self._encode(question, model, answer)
+        record.encoded()
+        if json_bytes is None:
+            return 200, [_JSON], encoded
+        return 200, [_BYTES, (_LENGTH_HEADER, str(json_bytes).encode())], encoded
+
+    async def _encode(self, question: Question, model: Served, answer: Answer) -> tuple[bytes, int | None]:
+        num_bytes = sum(tensor.nbytes for tensor in answer.outputs.values())
+        try:
+            return await _off_loop(num_bytes, self._codec.encode, question, model, answer)
+        except Exception as error:
+            raise _failed(error) from error
+
+    async def _ask(self, receive: Receive, question: Question, version: int | None) -> Answer:
+        """``Gone`` if whoever asks hangs up meanwhile; it is not computed any more then."""
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        watch = _Watch(receive, task)
+        timer = loop.call_later(_PATIENT_S, watch.begin)
+        try:
+            timeout_s = question.timeout_s or self._face.limits.timeout_s
+            return await self._face.service.ask(question.inputs, timeout_s, version)
+        except asyncio.CancelledError:
+            if not watch.has_gone:
+                raise
+            task.uncancel()
+            raise Gone from None
+        except (ConfigError, Overloaded, Expired, NotReady):  # told as what they are
+            raise
+        except Exception as error:
+            raise _failed(error) from error
+        finally:
+            timer.cancel()
+            watch.end()
+
+
+class ModelFailed(Exception):
+    """Told to whoever asked, as 500."""
+
+
+def _failed(error: Exception) -> ModelFailed:
+    _log.error("the model failed on a request", exc_info=error)
+    return ModelFailed(f"the model failed on this request: {type(error).__name__}: {error}")
+
+
+class _Watch:
+    """Looks whether a client hangs up, and cancels the task that answers it."""
+
+    def __init__(self, receive: Receive, task: asyncio.Task[Any]) -> None:
+        self._receive = receive
+        self._task = task
+        self._watching: asyncio.Task[None] | None = None
+        self.has_gone = False
+
+    def begin(self) -> None:
+        self._watching = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.has_gone = True
+        self._task.cancel()
+
+    def end(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+
+
+async def _read(receive: Receive, limits: Limits) -> bytes:
+    first = await receive()
+    if first["type"] == "http.request" and not first.get("more_body", False):
+        body: bytes = first.get("body", b"")
+        limits.check_bytes(len(body))
+        return body
+    try:
+        async with asyncio.timeout(limits.timeout_s):
+            return await _read_on(receive, first, limits)
+    except TimeoutError:
+        raise TooSlow(f"the body did not come within {limits.timeout_s} s") from None
+
+
+async def _read_on(receive: Receive, message: MutableMapping[str, Any], limits: Limits) -> bytes:
+    """What is too much is read on, and forgotten: a client that writes hears no answer before it is done."""
+    chunks: list[bytes] = []
+    size, more = 0, True
+    while more:
+        if message["type"] == "http.disconnect":
+            raise Gone
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size <= limits.max_body_bytes:
+            chunks.append(chunk)
+        else:
+            chunks.clear()
+        more = message.get("more_body", False)
+        message = await receive() if more else message
+    limits.check_bytes(size)
+    return b"".join(chunks)
+
+
+async def _off_loop(num_bytes: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    if num_bytes <= _LARGE_BYTES:
+        return function(*args, **kwargs)
+    return await asyncio.to_thread(function, *args, **kwargs)
+
+
+def content_length(body: bytes) -> tuple[bytes, bytes]:
+    """The header that says how long a body is."""
+    return (b"content-length", str(len(body)).encode())
+
+
+def refusal(error: Exception) -> tuple[int, Headers, bytes]:
+    """How an error is told over HTTP: ``{"error": reason}`` and the status that fits."""
+    headers: Headers = [_JSON]
+    message = getattr(error, "message", str(error))
+    match error:
+        case Denied():
+            status = 401
+            headers.append((b"www-authenticate", b"Bearer"))
+        case Unknown():
+            status = 404
+        case TooLarge():
+            status = 413
+        case TooSlow():
+            status = 408
+            headers.append((b"connection", b"close"))
+        case ConfigError():
+            status = 400
+        case Overloaded():
+            status = 429
+            headers.append((b"retry-after", str(math.ceil(error.retry_after_s)).encode()))
+        case NotReady():
+            status = 503
+            headers.append((b"retry-after", b"1"))
+        case Expired():
+            status = 504
+        case ModelFailed():
+            status = 500
+        case _:
+            _log.error("an answer could not be made", exc_info=error)
+            status, message = 500, f"the server failed on this request: {type(error).__name__}: {error}"
+    return status, headers, msgspec.json.encode({"error": message})

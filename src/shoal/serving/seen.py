@@ -1,0 +1,113 @@
+"""What is seen of a server: Prometheus metrics, and a line a request."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from shoal.errors import ConfigError
+from shoal.serving.codec import Question
+
+_LATENCY_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+_SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+
+@dataclass
+class Record:
+    """One request, as it goes on: when each phase of it was over. Times of ``perf_counter``."""
+
+    face: str
+    began_s: float
+    status: int = 0
+    reason: str = ""
+    id: str | None = None
+    version: int | None = None
+    num_bytes: int = 0
+    num_samples: int = 0
+    decoded_s: float = 0.0
+    answered_s: float = 0.0
+    encoded_s: float = 0.0
+
+    def asked(self, num_bytes: int, question: Question) -> None:
+        """Its body has come, and is a question."""
+        self.decoded_s = time.perf_counter()
+        self.num_bytes, self.id, self.num_samples = num_bytes, question.id, question.num_samples
+
+    def answered(self, version: int) -> None:
+        self.answered_s, self.version = time.perf_counter(), version
+
+    def encoded(self) -> None:
+        self.encoded_s = time.perf_counter()
+
+
+class AccessLog:
+    """A JSON object a line, for each request. ``ConfigError`` if the file cannot be written."""
+
+    def __init__(self, path: Path | None) -> None:
+        """``path`` None: standard error."""
+        try:
+            self._fd = 2 if path is None else os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
+        except OSError as error:
+            raise ConfigError(f"the access log {path} cannot be written: {error}") from error
+        self.num_lost = 0
+
+    def write(self, record: Record, took_s: float) -> None:
+        line: dict[str, Any] = {
+            "at_s": round(time.time(), 3), "face": record.face, "status": record.status, "ms": round(took_s * 1e3, 3),
+            "version": record.version, "samples": record.num_samples, "bytes": record.num_bytes,
+        }  # fmt: skip
+        line |= {"id": record.id} if record.id else {}
+        line |= {"reason": record.reason} if record.reason else {}
+        try:
+            os.write(self._fd, msgspec.json.encode(line) + b"\n")
+        except OSError:
+            self.num_lost += 1
+
+
+@dataclass
+class Seen:
+    """One server's metrics. ``log``: where each request has its line, if anywhere."""
+
+    log: AccessLog | None = None
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+
+    def __post_init__(self) -> None:
+        registry = self.registry
+        self.requests = Counter("shoal_requests", "Requests", ["face", "status"], registry=registry)
+        self.refused = Counter("shoal_refused", "Requests that were not answered", ["reason"], registry=registry)
+        self.phase_s = Histogram(
+            "shoal_phase_seconds", "Of answered requests: read and decoded; waiting and computed; encoded",
+            ["phase"], buckets=_LATENCY_S, registry=registry,
+        )  # fmt: skip
+        self.samples = Counter("shoal_samples", "Samples that were answered for", ["version"], registry=registry)
+        self.batch = Histogram("shoal_batch_samples", "Samples in a batch", buckets=_SAMPLES, registry=registry)
+        self.compute_s = Histogram("shoal_batch_seconds", "Of a batch", buckets=_LATENCY_S, registry=registry)
+        self.waiting = Gauge("shoal_waiting_requests", "Requests that wait for the model", registry=registry)
+        self._phases = [self.phase_s.labels(name) for name in ("decode", "answer", "encode", "all")]
+        self._ok = {face: self.requests.labels(face, "200") for face in ("http", "grpc")}
+
+    def record(self, record: Record) -> None:
+        """A request is over."""
+        now_s = time.perf_counter()
+        if record.encoded_s:
+            self._ok[record.face].inc()
+            self.samples.labels(record.version).inc(record.num_samples)
+            times = (record.began_s, record.decoded_s, record.answered_s, record.encoded_s)
+            for phase, begun_s, ended_s in zip(self._phases, times, times[1:], strict=False):
+                phase.observe(ended_s - begun_s)
+            self._phases[-1].observe(now_s - record.began_s)
+        else:
+            self.requests.labels(record.face, str(record.status)).inc()
+            self.refused.labels(record.reason or "Gone").inc()
+        if self.log is not None:
+            self.log.write(record, now_s - record.began_s)
+
+    def text(self) -> bytes:
+        """All of them in Prometheus' text format."""
+        return generate_latest(self.registry)
