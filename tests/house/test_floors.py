@@ -14,13 +14,14 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
     frozenset(names.split())
     for names in (
         "errors clock events compiling",
-        "lanes codecs optim metrics lab",
+        "lanes codecs optim metrics lab rollout",
         "membership",
         "comm tables",
         "strategies sources features versions shards",
         "job",
         "evaluation planning",
         "training serving",
+        "service",
         "launch",
         "cli dashboard",
     )
@@ -43,8 +44,8 @@ ONLY_IN = {
 NEVER = {"pickle", "cloudpickle", "dill", "marshal", "shelve"}
 """Nothing executable crosses a wire or a disk."""
 
-WITHOUT_TORCH = {"errors", "clock", "events", "lanes", "membership", "lab"}
-PURE = {"lanes", "membership"}
+WITHOUT_TORCH = {"errors", "clock", "events", "lanes", "membership", "lab", "rollout"}
+PURE = {"lanes", "membership", "rollout"}
 OUTSIDE_WORLD = {"asyncio", "os", "pathlib", "random", "socket", "subprocess", "sys", "threading", "time"}
 
 

@@ -1,4 +1,4 @@
-"""Verbs that use what a run has made: eval, export, verify, serve, predict."""
+"""Verbs that use what a run has made: eval, export, verify, predict."""
 
 from __future__ import annotations
 
@@ -70,19 +70,6 @@ def verify(package: Path, job_file: Path | None, json_: bool) -> None:
         click.echo(f"{name:12} {value}")
 
 
-@click.command()
-@click.argument("run", metavar="RUN|PACKAGE", default="latest")
-@at_version
-@at_job
-@click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", type=int, default=8000, show_default=True)
-def serve(run: str, version: int | None, job_file: Path | None, host: str, port: int) -> None:
-    """Answer predictions over HTTP by the Open Inference Protocol v2."""
-    from shoal.serving import serve as serve_predictor
-
-    serve_predictor(_predictor(run, version, job_file), host, port, announce=_say_where)
-
-
 def _predictor(target: str, version: int | None, job_file: Path | None) -> Predictor:
     from shoal.launch import using
     from shoal.launch.exporting import is_package, open_package
@@ -94,10 +81,6 @@ def _predictor(target: str, version: int | None, job_file: Path | None) -> Predi
     if job_file is not None:
         raise ConfigError(f"--job is for packages, and {target} is none: a run knows its job")
     return using.predictor(_path(target), version)
-
-
-def _say_where(url: str) -> None:
-    click.echo(f"serving at {url}", err=True)
 
 
 @click.command()
@@ -139,4 +122,4 @@ def _path(run: str) -> Path:
     return runs.find_run(run).path
 
 
-ALL = (evaluate, export, verify, serve, predict)
+ALL = (evaluate, export, verify, predict)

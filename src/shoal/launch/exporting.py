@@ -77,12 +77,18 @@ def open_package(path: Path, job_file: Path | None) -> ModelPredictor:
     if job_file is None:
         told = package.description.task
         raise ConfigError(f"{path} holds no code: give the file {told.job_file} of its task {told.name} with --job")
-    return _with_code(package, job_file)
+    return _with_code(package, job_file)[1]
 
 
-def _with_code(package: Package, job_file: Path) -> ModelPredictor:
+def packaged(path: Path, job_file: Path) -> tuple[Package, Job, ModelPredictor]:
+    """A package, and with its task's code the job and what answers."""
+    package = read(path)
+    return package, *_with_code(package, job_file)
+
+
+def _with_code(package: Package, job_file: Path) -> tuple[Job, ModelPredictor]:
     job = override(load_job(job_file), parse_settings(package.description.task.settings))
-    return packaged_predictor(package, job.task, hash_job(job_file))
+    return job, packaged_predictor(package, job.task, hash_job(job_file))
 
 
 def verified(path: Path, job_file: Path | None = None) -> dict[str, Any]:
@@ -93,7 +99,7 @@ def verified(path: Path, job_file: Path | None = None) -> dict[str, Any]:
     figures: dict[str, Any] = {"name": told.name, "version": told.version, "sha256": package.digest}
     figures |= {"task": f"{told.task.name} in {told.task.job_file}, revision {told.task.revision}"}
     if job_file is not None:
-        found = differences(_with_code(package, job_file), package.probe)
+        found = differences(_with_code(package, job_file)[1], package.probe)
         if wrong := {name: value for name, value in found.items() if value}:
             raise Fault(f"{path} answers otherwise than when it was exported: {wrong} at most; it is skewed")
         figures["probed"] = len(next(iter(package.probe.inputs.values()), ()))

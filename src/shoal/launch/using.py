@@ -113,8 +113,13 @@ def evaluate(
     model = _filled(job.task.model(), read_version(run, version), folder_of(run))
     lanes = deal(job.num_lanes, {str(rank): 1.0 for rank in range(workers)})
     if workers == 1:
-        return merged([_measure(job, model, lanes["0"])])
+        return measured(job, model)
     return merged(_in_forks([lambda own=own: _measure(job, model, own) for own in lanes.values()]))
+
+
+def measured(job: Job, model: nn.Module) -> dict[str, Any]:
+    """A model's metrics on the job's test data, all of it in this process."""
+    return merged([_measure(job, model, range(job.num_lanes))])
 
 
 def _measure(job: Job, model: nn.Module, lanes: Sequence[int]) -> bytes:
@@ -159,17 +164,22 @@ def _fork(part: Any) -> tuple[int, int]:
 
 def predictor(run: Run | RunFolder | str | Path, version: int | None = None, job: Job | None = None) -> ModelPredictor:
     """What serving needs of a run: its model as of a version, and names for what goes in and out."""
-    from shoal.serving import make_predictor
-
     resolved = job_of(run, job)
     snapshot = read_version(run, version)
-    record = folder_of(run).read_record()
-    name = Path(record["job_file"]).stem if record["job_file"] else type(resolved.task).__name__.lower()
-    tensors = with_ties(resolved.task.model(), snapshot.model)
-    example = None if isinstance(resolved.task, Predicts) else first_samples(resolved, 2)
-    served = make_predictor(resolved.task, tensors, name=name, version=snapshot.step, example=example)
+    served = untabled(folder_of(run), snapshot, resolved)
     _with_tables(served.model, folder_of(run), snapshot.step)
     return served
+
+
+def untabled(folder: RunFolder, snapshot: Snapshot, job: Job) -> ModelPredictor:
+    """What serves a version, but that its embeddings, if it has any, read no table yet."""
+    from shoal.serving import make_predictor
+
+    record = folder.read_record()
+    name = Path(record["job_file"]).stem if record["job_file"] else type(job.task).__name__.lower()
+    tensors = with_ties(job.task.model(), snapshot.model)
+    example = None if isinstance(job.task, Predicts) else first_samples(job, 2)
+    return make_predictor(job.task, tensors, name=name, version=snapshot.step, example=example)
 
 
 def first_samples(job: Job, num: int) -> Batch:

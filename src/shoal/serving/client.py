@@ -15,25 +15,25 @@ from shoal.serving.codec import decode_datatypes, decode_response, encode_reques
 from shoal.serving.extra import serve_extra
 
 
-def predict(url: str, inputs: Mapping[str, Any], timeout_s: float = 30.0) -> dict[str, Tensor]:
+def predict(url: str, inputs: Mapping[str, Any], timeout_s: float = 30.0, key: str = "") -> dict[str, Tensor]:
     """The outputs by name of the model at ``url``, such as ``http://127.0.0.1:8000/v2/models/fashion``.
 
     ``inputs``: tensors or NumPy arrays by name, or nested lists, for which the server is first asked what they are; the
-    first axis counts samples. ``ConfigError`` with the server's reason if it refuses the request, ``Fault`` if the
-    model fails, ``LinkFault`` if no one answers.
+    first axis counts samples. ``key``: the server's, if it wants one. ``ConfigError`` with the server's reason if it
+    refuses the request, ``Fault`` if the model fails, ``LinkFault`` if no one answers.
     """
     address = url.rstrip("/")
     values = {name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in inputs.items()}
     datatypes = {}
     if not all(isinstance(value, Tensor) for value in values.values()):
-        datatypes = decode_datatypes(_ask("GET", address, None, timeout_s))
-    return decode_response(_ask("POST", f"{address}/infer", encode_request(values, datatypes), timeout_s))
+        datatypes = decode_datatypes(_ask("GET", address, None, timeout_s, key))
+    return decode_response(_ask("POST", f"{address}/infer", encode_request(values, datatypes), timeout_s, key))
 
 
-def _ask(method: str, address: str, body: bytes | None, timeout_s: float) -> bytes:
+def _ask(method: str, address: str, body: bytes | None, timeout_s: float, key: str = "") -> bytes:
     with serve_extra():
         import httpx
-    headers = {"Content-Type": "application/json"}
+    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
     try:
         response = httpx.request(method, address, content=body, headers=headers, timeout=timeout_s)
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
@@ -53,3 +53,11 @@ def _reason(text: str) -> str:
         return str(msgspec.json.decode(text, type=dict[str, Any])["error"])
     except (msgspec.DecodeError, KeyError):
         return text[:200]
+
+
+def demanded(
+    method: str, address: str, key: str, demand: Mapping[str, Any] | None = None, timeout_s: float = 180.0
+) -> dict[str, Any]:
+    """What a service's admin port answers. ``ConfigError`` if it refuses, ``LinkFault`` if it does not answer."""
+    body = msgspec.json.encode(demand) if demand is not None else None
+    return msgspec.json.decode(_ask(method, address, body, timeout_s, key), type=dict[str, Any])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,8 +48,12 @@ def differences(predictor: Predictor, probe: Probe) -> dict[str, float]:
     processors are. The skew test's figure."""
     if not probe.inputs:
         return {}
-    found = predictor.predict(probe.inputs)
-    return {name: _difference(found[name], expected) for name, expected in probe.outputs.items()}
+    return differences_of(predictor.predict(probe.inputs), probe.outputs)
+
+
+def differences_of(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, float]:
+    """As ``differences``, of answers."""
+    return {name: _difference(found[name], one) if name in found else math.inf for name, one in expected.items()}
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:

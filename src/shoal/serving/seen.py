@@ -89,6 +89,9 @@ class Seen:
         self.batch = Histogram("shoal_batch_samples", "Samples in a batch", buckets=_SAMPLES, registry=registry)
         self.compute_s = Histogram("shoal_batch_seconds", "Of a batch", buckets=_LATENCY_S, registry=registry)
         self.waiting = Gauge("shoal_waiting_requests", "Requests that wait for the model", registry=registry)
+        self.version = Gauge("shoal_model_version", "The version that answers", registry=registry)
+        self.age_s = Gauge("shoal_model_age_seconds", "Since that version was stored", registry=registry)
+        self.decisions = Counter("shoal_decisions", "Of the roll-out", ["kind"], registry=registry)
         self._phases = [self.phase_s.labels(name) for name in ("decode", "answer", "encode", "all")]
         self._ok = {face: self.requests.labels(face, "200") for face in ("http", "grpc")}
 

@@ -11,10 +11,10 @@ from torch import nn
 
 from shoal.errors import StoreFault
 from shoal.shards.embedding import embeddings_of
-from shoal.shards.holdings import held_at
+from shoal.shards.holdings import Entry, held_at
 from shoal.tables.batches import by_owner
 from shoal.tables.spec import NUM_BUCKETS
-from shoal.tables.stored import tables_at, unpacked
+from shoal.tables.stored import Followed, unpacked
 from shoal.tables.table import Table
 
 
@@ -23,23 +23,34 @@ class StoredTables:
     is not all."""
 
     def __init__(self, folders: Sequence[Path], step: int) -> None:
+        self._folders = folders
+        self._held = _held(folders, step)
+        self._followed: list[Followed] = []
         self._parts: list[dict[str, Table]] = []
         self._owners = np.full(NUM_BUCKETS, -1, np.int32)
-        for folder in folders:
-            held = held_at(folder).get(step)
-            for entry in held.entries if held is not None else ():
+        for folder, entries in self._held:
+            for entry in entries:
                 own = unpacked(entry.buckets) & (self._owners < 0)
                 if not own.any():
                     continue
-                tables = tables_at(folder / entry.folder, step)
-                for table in tables.values():
+                followed = Followed(folder / entry.folder, step)
+                for table in followed.tables.values():
                     table.drop(~own)
                 self._owners[own] = len(self._parts)
-                self._parts.append(tables)
+                self._followed.append(followed)
+                self._parts.append(followed.tables)
         missing = int((self._owners < 0).sum())
         if missing:
             where = ", ".join(str(folder) for folder in folders)
             raise StoreFault(f"{where} does not hold the tables of step {step}: {missing} of their buckets are missing")
+
+    def advance(self, step: int) -> bool:
+        """Stand at a later version, by what has come since. False if that is not there, or buckets have moved, or it
+        could not be read: then the tables are to be read anew, for these may be of several versions."""
+        try:
+            return _held(self._folders, step) == self._held and all(one.advance(step) for one in self._followed)
+        except StoreFault:
+            return False
 
     def pull(self, table: str, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """(n,) ids -> (n, dim) float32."""
@@ -53,6 +64,12 @@ class StoredTables:
     def tables(self, name: str) -> list[Table]:
         """The parts of a table, one a journal."""
         return [part[name] for part in self._parts]
+
+
+def _held(folders: Sequence[Path], step: int) -> list[tuple[Path, list[Entry]]]:
+    """What each folder's shard held at a step."""
+    found = [(folder, held_at(folder).get(step)) for folder in folders]
+    return [(folder, held.entries) for folder, held in found if held is not None]
 
 
 def stored_tables(run: Path, step: int) -> StoredTables:

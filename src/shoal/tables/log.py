@@ -127,15 +127,16 @@ class Log:
         self.close()
 
 
-def read_records(path: Path, until: int) -> Iterator[bytes]:
-    """The bodies of a log up to byte ``until``, without opening it to append: it may be in use."""
-    reached = len(MAGIC)
+def read_records(path: Path, until: int, begin: int = 0) -> Iterator[bytes]:
+    """The bodies of a log from byte ``begin``, where one begins, up to byte ``until``, without opening it to append: it
+    may be in use."""
+    reached = max(begin, len(MAGIC))
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise StoreFault(f"the log {path} cannot be opened: {error.strerror}") from None
     try:
-        for body, at, reason in _records(fd, min(until, os.fstat(fd).st_size)):
+        for body, at, reason in _records(fd, min(until, os.fstat(fd).st_size), reached):
             if body is None:
                 raise StoreFault(f"the log {path} is damaged at byte {at}: {reason}")
             reached = at
@@ -146,9 +147,8 @@ def read_records(path: Path, until: int) -> Iterator[bytes]:
         raise StoreFault(f"the log {path} ends at byte {reached}, and was to hold {until}")
 
 
-def _records(fd: int, size: int) -> Iterator[tuple[bytes | None, int, str]]:
+def _records(fd: int, size: int, at: int = len(MAGIC)) -> Iterator[tuple[bytes | None, int, str]]:
     """Each whole record's body and end; at last, if something is left, None, where that begins, and what is wrong."""
-    at = len(MAGIC)
     while at < size:
         head = os.pread(fd, _HEAD.size, at)
         if len(head) < _HEAD.size:

@@ -149,20 +149,56 @@ def unpacked(buckets: bytes) -> npt.NDArray[np.bool_]:
     return np.unpackbits(np.frombuffer(buckets, np.uint8)).astype(np.bool_)
 
 
+class Followed:
+    """The tables of a folder as of a step that was marked, for reading; the folder may be in use. They can be brought
+    to a later step by what the log holds since, deletions too. ``StoreFault`` if the folder does not hold them."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self._folder = JournalFolder(path)
+        contents = self._folder.contents()
+        number, until = self._mark(step)
+        assert contents is not None
+        self._contents = contents
+        self.tables = {spec.name: Table(spec) for spec in map(TableSpec.read, contents.specs)}
+        consistency = Sync() if contents.in_step else Async()
+        self._applier = applier_for(consistency, self.tables, contents.num_lanes)
+        if number:
+            read_snapshot(self._folder.snapshot(number), self.tables, self._applier)
+        self._withdrawn: Sequence[Push] = ()
+        self._at = (number, 0)
+        self._go_to(step, until)
+
+    def _mark(self, step: int) -> tuple[int, int]:
+        contents, marks = self._folder.contents(), self._folder.marks()
+        if contents is None or step not in marks:
+            held = sorted(marks) or "none"
+            raise StoreFault(f"{self._folder.path} does not hold the tables of step {step}; it holds {held}")
+        return marks[step]
+
+    def advance(self, step: int) -> bool:
+        """Stand at a later step. False, and nothing is done, if the log from here to there is not there any more: then
+        all of it is to be read anew. After a ``StoreFault``, too."""
+        number, until = self._mark(step)
+        if number != self._at[0] or until < self._at[1]:
+            return False
+        for push in self._withdrawn:
+            self._applier.take(push)
+        self._go_to(step, until)
+        return True
+
+    def _go_to(self, step: int, until: int) -> None:
+        number, begin = self._at
+        replay(read_records(self._folder.log(number), until, begin), self.tables, self._applier)
+        self._at = (number, until)
+        self._withdrawn = self._applier.withdraw(step)
+        if self._contents.in_step and self._applier.step != step:
+            raise StoreFault(
+                f"{self._folder.path} was to hold the tables of step {step}, and what it holds leads to "
+                f"{self._applier.step}"
+            )
+
+
 def tables_at(path: Path, step: int) -> dict[str, Table]:
     """The tables of a folder as of a step that was marked, for reading; the folder may be in use. ``StoreFault`` if it
     does not hold them."""
-    folder = JournalFolder(path)
-    contents, marks = folder.contents(), folder.marks()
-    if contents is None or step not in marks:
-        raise StoreFault(f"{path} does not hold the tables of step {step}; it holds {sorted(marks) or 'none'}")
-    tables = {spec.name: Table(spec) for spec in map(TableSpec.read, contents.specs)}
-    applier = applier_for(Sync() if contents.in_step else Async(), tables, contents.num_lanes)
-    number, until = marks[step]
-    if number:
-        read_snapshot(folder.snapshot(number), tables, applier)
-    replay(read_records(folder.log(number), until), tables, applier)
-    applier.withdraw(step)
-    if contents.in_step and applier.step != step:
-        raise StoreFault(f"{path} was to hold the tables of step {step}, and what it holds leads to {applier.step}")
-    return tables
+    return Followed(path, step).tables

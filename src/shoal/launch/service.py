@@ -1,0 +1,268 @@
+"""``shoal serve``: a service from a run or a package, until it is told to end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shoal.clock import SystemClock
+from shoal.errors import ConfigError
+from shoal.events import EventLog
+from shoal.launch.exporting import is_package
+from shoal.launch.services import Record, ServiceFolder, services_folder
+from shoal.launch.using import folder_of
+from shoal.service.conductor import Conductor, Plan, Stock
+from shoal.service.release import Nursery
+from shoal.service.replica import Loading
+from shoal.service.switch import Switch
+from shoal.service.wire import Source
+from shoal.serving.access import Key
+from shoal.serving.extra import serve_extra
+from shoal.serving.limits import Limits
+from shoal.serving.package import read
+from shoal.serving.server import Tls, http_server, listen, model_url, url_of
+from shoal.training.folder import RunFolder
+from shoal.versions import Store, Versions
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from shoal.serving.seen import Seen
+
+KEY_VARIABLE = "SHOAL_SERVE_KEY"
+ADMIN_KEY_VARIABLE = "SHOAL_ADMIN_KEY"
+_LATE_S = 1.0
+
+
+class RunStock:
+    """The versions of a run."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._path = str(folder.path)
+        record = folder.read_record()
+        if record["job_file"] is None:
+            raise ConfigError(
+                f"{record['name']} was started from Python, and a model's process needs the file of its job"
+            )
+        self._versions = Versions(Store(record["store"]))
+
+    def newest(self) -> int | None:
+        return self._versions.newest()
+
+    def steps(self) -> Sequence[int]:
+        return self._versions.steps()
+
+    def source(self, version: int) -> Source:
+        if version not in self.steps():
+            raise ConfigError(f"version {version} is not stored; those that are: {self.steps()}")
+        return Source(self._path, version)
+
+
+class PackageStock:
+    """The one version of a package, all of it checked."""
+
+    def __init__(self, path: Path, job_file: Path | None) -> None:
+        package = read(path)
+        if job_file is None:
+            told = package.description.task
+            raise ConfigError(f"{path} holds no code: give the file {told.job_file} of its task {told.name} with --job")
+        self._version = package.description.version
+        self._source = Source(str(path.resolve()), job_file=str(job_file.resolve()))
+
+    def newest(self) -> int | None:
+        return self._version
+
+    def steps(self) -> Sequence[int]:
+        return [self._version]
+
+    def source(self, version: int) -> Source:
+        if version != self._version:
+            raise ConfigError(f"the package is of version {self._version}, not {version}")
+        return self._source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """How a service is to be. ``key_file``: of the key that a prediction needs, else ``$SHOAL_SERVE_KEY``, else none.
+    ``admin_key_file``: of the one that changes need, else ``$SHOAL_ADMIN_KEY``, else a new one in its folder.
+    ``admin_port`` 0: a free one. ``access_log``: a file, or - for standard error."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    admin_port: int = 0
+    name: str | None = None
+    plan: Plan = field(default_factory=Plan)
+    limits: Limits = field(default_factory=Limits)
+    load_s: float = 120.0
+    num_threads: int | None = None
+    key_file: Path | None = None
+    admin_key_file: Path | None = None
+    tls: Tls | None = None
+    access_log: str | None = None
+
+
+def stock_of(target: str | Path, version: int | None = None, job_file: Path | None = None) -> tuple[str, Stock]:
+    """What there is to serve of a run or a package, and a name for it. ``ConfigError`` for what is neither."""
+    if is_package(Path(target)):
+        if version is not None:
+            raise ConfigError(f"{target} is a package, of one version: leave --version out")
+        return Path(target).resolve().name, PackageStock(Path(target), job_file)
+    if job_file is not None:
+        raise ConfigError(f"--job is for packages, and {target} is none: a run knows its job")
+    folder = folder_of(target)
+    return folder.name, RunStock(folder)
+
+
+def run_service(
+    target: str | Path, serving: Serving, *, version: int | None = None, job_file: Path | None = None,
+    announce: Callable[[str], object] = lambda _: None,
+) -> None:  # fmt: skip
+    """Serve until SIGTERM or SIGINT: then finish the requests at hand, end the model's processes, and end by that
+    signal. Main thread only. ``announce`` is called with the model's address once it answers. ``ConfigError`` or
+    ``Fault`` if that cannot be."""
+    name, stock = stock_of(target, version, job_file)
+    if isinstance(stock, PackageStock) and serving.plan.follows:
+        raise ConfigError(f"{target} is a package, of one version: --follow is for runs")
+    folder = ServiceFolder((services_folder() / (serving.name or name)).resolve())
+    lock = folder.claim()
+    try:
+        service = _Service(folder, stock, serving)
+        number = _run(service.run(str(target), version, announce))
+    finally:
+        os.close(lock)
+    if number:
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+
+
+def _run(main: Coroutine[Any, Any, int]) -> int:
+    with serve_extra():
+        import uvloop
+    return uvloop.run(main)
+
+
+class _Service:
+    def __init__(self, folder: ServiceFolder, stock: Stock, serving: Serving) -> None:
+        with serve_extra():
+            from shoal.serving.seen import AccessLog, Seen
+        self._folder = folder
+        self._stock = stock
+        self._serving = serving
+        self._events = EventLog(folder.events_path)
+        log = serving.access_log
+        self._seen: Seen = Seen(AccessLog(None if log == "-" else Path(log)) if log else None)
+        self._key = Key.found(serving.key_file, KEY_VARIABLE)
+        self._admin_key = Key.found(serving.admin_key_file, ADMIN_KEY_VARIABLE) or Key(folder.new_key())
+        self._switch = Switch()
+
+    def _note(self, kind: str, **fields: Any) -> None:
+        self._events.append({"at_s": SystemClock().wall_s(), "kind": kind, "source": "service", **fields})
+        self._seen.decisions.labels(kind).inc()
+
+    async def run(self, target: str, version: int | None, announce: Callable[[str], object]) -> int:
+        """The signal that ended it."""
+        from shoal.serving.admin import admin_app
+        from shoal.serving.app import App
+        from shoal.serving.inference import Face
+
+        serving = self._serving
+        with listen(serving.host, serving.port) as listener, listen("127.0.0.1", serving.admin_port) as admin_listener:
+            conductor = self._conductor()
+            face = Face(service=self._switch, limits=serving.limits, key=self._key, seen=self._seen)
+            servers = [
+                (_quiet(http_server(App(face), serving.tls)), listener),
+                (_quiet(http_server(admin_app(conductor, self._admin_key, self._note))), admin_listener),
+            ]
+            self._folder.write(self._record(target, url_of(listener, serving.tls), url_of(admin_listener)))
+            with _signals() as ended:
+                tasks = [asyncio.create_task(server.serve(sockets=[socket])) for server, socket in servers]
+                tasks += [asyncio.create_task(self._see()), asyncio.create_task(conductor.run())]
+                try:
+                    await _first(ended, asyncio.create_task(conductor.start(version)))
+                    if not ended.done():
+                        announce(self._where(url_of(listener, serving.tls)))
+                        self._note("serving", url=url_of(listener, serving.tls), pid=os.getpid())
+                        await _first(ended, *tasks)
+                finally:
+                    for server, _ in servers:
+                        server.should_exit = True
+                    await asyncio.gather(*tasks[: len(servers)], return_exceptions=True)
+                    for task in tasks[len(servers) :]:
+                        task.cancel()
+                    await conductor.close()
+                    self._note("ended", pid=os.getpid())
+                return ended.result() if ended.done() else 0
+
+    def _conductor(self) -> Conductor:
+        serving = self._serving
+        others = (os.cpu_count() or 1) - 1  # one core is for what is not the model
+        num_threads = serving.num_threads or max(1, others // serving.plan.num_replicas)
+        command = [sys.executable, "-m", "shoal.launch.replica"]
+        loading = Loading(command=command, most_s=serving.load_s, num_threads=num_threads)
+        nursery = Nursery(loading, serving.plan.num_replicas)
+        return Conductor(self._stock, self._switch, nursery, serving.plan, self._note)
+
+    def _where(self, url: str) -> str:
+        models = self._switch.versions()
+        return model_url(url, models[0].name) if models else url
+
+    def _record(self, target: str, url: str, admin_url: str) -> Record:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        source = target if not isinstance(self._stock, RunStock) else Path(target).name
+        return Record(
+            name=self._folder.name, pid=os.getpid(), source=source, url=url, admin_url=admin_url, started_at=now
+        )
+
+    async def _see(self) -> None:
+        """Keep the figures that change by themselves."""
+        while True:
+            live = self._switch.live
+            if live is not None:
+                self._seen.version.set(live.version)
+                self._seen.waiting.set(live.batcher.num_waiting)
+                if live.held.stored_s is not None:
+                    self._seen.age_s.set(SystemClock().wall_s() - live.held.stored_s)
+            await asyncio.sleep(_LATE_S)
+
+
+async def _first(ended: asyncio.Future[int], *tasks: asyncio.Task[None]) -> None:
+    """Until it is to end, or one of these is done: what it raises is raised."""
+    waited: set[asyncio.Future[Any]] = {ended, *tasks}
+    await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        if task.done():
+            task.result()
+
+
+def _quiet(server: uvicorn.Server) -> uvicorn.Server:
+    """One that leaves signals to the service."""
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
+    return server
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[asyncio.Future[int]]:
+    """Done with the number of the first signal to end that comes. A second one ends at once."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[int] = loop.create_future()
+
+    def end(number: int) -> None:
+        if ended.done():
+            os._exit(128 + number)
+        ended.set_result(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end, number)
+    try:
+        yield ended
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)

@@ -1,0 +1,87 @@
+"""What a model process does: load a model when it is told to, and compute what it is asked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from shoal.errors import ConfigError
+from shoal.service import wire
+from shoal.serving.package import Probe
+from shoal.serving.predictor import Predictor
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A model that is ready to answer. ``measure`` evaluates it; ``stored_s`` as ``wire.Loaded``."""
+
+    predictor: Predictor
+    probe: Probe = field(default_factory=Probe)
+    measure: Callable[[], dict[str, Any]] = dict
+    by_delta: bool = False
+    stored_s: float | None = None
+
+
+class Opener(Protocol):
+    """Opens sources, one after another. ``ShoalError`` for one that cannot be."""
+
+    def open(self, source: wire.Source) -> Opened: ...
+
+
+class Child:
+    """Serves one wire until its end. Whatever a model raises is told, and survived."""
+
+    def __init__(self, end: wire.Wire, opener: Opener) -> None:
+        self._wire = end
+        self._opener = opener
+        self._opened: Opened | None = None
+
+    def serve(self) -> None:
+        """Until the service goes."""
+        self._wire.send(wire.pack(wire.Ready()))
+        while (asked := self._wire.receive()) is not None:
+            self._wire.send(self._answer(*asked))
+
+    def _answer(self, message: wire.Message, tensors: Mapping[str, Tensor]) -> wire.Frame:
+        try:
+            match message:
+                case wire.Compute():
+                    return wire.pack(wire.Computed(), self._model.predictor.predict(tensors))
+                case wire.Load():
+                    return self._load(message)
+                case wire.Measure():
+                    return wire.pack(wire.Measured(self._model.measure()))
+                case _:
+                    return wire.pack(wire.Failed(f"a model's process cannot answer {type(message).__name__}"))
+        except ConfigError as error:
+            return wire.pack(wire.Failed(error.message, is_config=True))
+        except Exception as error:  # noqa: BLE001 - told to the service, for whom it is
+            if not isinstance(message, wire.Compute):
+                _log.exception("a model's process failed")
+            return wire.pack(wire.Failed(f"{type(error).__name__}: {error}"))
+
+    @property
+    def _model(self) -> Opened:
+        if self._opened is None:
+            raise ConfigError("no model is loaded")
+        return self._opened
+
+    def _load(self, message: wire.Load) -> wire.Frame:
+        torch.set_num_threads(message.num_threads)
+        self._opened = None  # what fails half way answers no more
+        opened = self._opener.open(message.source)
+        predictor, probe = opened.predictor, opened.probe
+        self._opened = opened
+        told = wire.Loaded(
+            predictor.name, predictor.version, list(predictor.inputs), list(predictor.outputs), opened.by_delta,
+            opened.stored_s,
+        )  # fmt: skip
+        tensors = {f"input/{name}": tensor for name, tensor in probe.inputs.items()}
+        return wire.pack(told, tensors | {f"output/{name}": tensor for name, tensor in probe.outputs.items()})

@@ -1,0 +1,206 @@
+"""A version that is loaded: its processes, kept in number, and the requests that wait for them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from shoal.clock import Clock, SystemClock
+from shoal.errors import Fault, ShoalError
+from shoal.service import wire
+from shoal.service.replica import Held, Loading, Replica
+from shoal.serving.answering import Served
+from shoal.serving.batching import Batcher, Batching, Lost
+
+_log = logging.getLogger(__name__)
+
+_RETRY_S = (0.1, 0.5, 1.0, 2.0, 5.0)
+"""Between attempts to replace a process; the last again and again."""
+_DRAIN_S = 30.0
+
+Note = Callable[..., None]
+"""Records an event: a kind, and what there is to say."""
+
+
+class Nursery:
+    """Where processes come from: one is always ready, and those of a version that is not needed any more are used
+    again, since they have the code and much of the data already."""
+
+    def __init__(self, loading: Loading, most_spares: int = 1) -> None:
+        self.loading = loading
+        self._most_spares = most_spares
+        self._spares: list[Replica] = []
+        self._coming: asyncio.Task[None] | None = None
+        self._is_closed = False
+
+    async def take(self, source: wire.Source) -> Replica:
+        """One for this source: if there is one, one that held something of the same place."""
+        living = [spare for spare in self._spares if not spare.closed.done()]
+        self._spares = living
+        known = [spare for spare in living if spare.source is not None and spare.source.path == source.path]
+        if known or living:
+            chosen = (known or living)[0]
+            self._spares.remove(chosen)
+        else:
+            chosen = await Replica.begin(self.loading)
+        self._prepare()
+        return chosen
+
+    async def give_back(self, replica: Replica) -> None:
+        """It is not needed any more."""
+        if self._is_closed or replica.closed.done() or len(self._spares) >= self._most_spares:
+            await replica.end()
+        else:
+            self._spares.append(replica)
+
+    def _prepare(self) -> None:
+        if not (self._spares or self._is_closed or (self._coming is not None and not self._coming.done())):
+            self._coming = asyncio.create_task(self._bring_up())
+
+    async def _bring_up(self) -> None:
+        with contextlib.suppress(Fault):  # the next who needs one is told why there is none
+            spare = await Replica.begin(self.loading)
+            await self.give_back(spare)
+
+    async def close(self) -> None:
+        """End those that are here."""
+        self._is_closed = True
+        if self._coming is not None:
+            await asyncio.gather(self._coming, return_exceptions=True)
+        await asyncio.gather(*(spare.end() for spare in self._spares))
+        self._spares = []
+
+
+@dataclass
+class Tally:
+    """How a release did since it was set back: requests, those that failed, and how long they took (newest 2,000)."""
+
+    num: int = 0
+    num_failed: int = 0
+    num_differing: int = 0
+    reason: str = ""
+    took_s: list[float] = field(default_factory=list)
+
+    def answered(self, took_s: float) -> None:
+        self.num += 1
+        if len(self.took_s) >= 2_000:
+            del self.took_s[:1_000]
+        self.took_s.append(took_s)
+
+    def failed(self, error: Exception) -> None:
+        self.num += 1
+        self.num_failed += 1
+        self.reason = f"{type(error).__name__}: {error}"
+
+
+class Release:
+    """Made by ``open``. While it is open, a process that ends is replaced, and what it had is computed by another."""
+
+    def __init__(self, source: wire.Source, nursery: Nursery, num_replicas: int, batcher: Batcher, note: Note) -> None:
+        self.source = source
+        self.batcher = batcher
+        self.tally = Tally()
+        self.held: Held
+        self.figures: dict[str, Any] = {}
+        """Metrics, once they were measured."""
+        self._nursery = nursery
+        self._num_replicas = num_replicas
+        self._note = note
+        self._replicas: list[Replica] = []
+        self._watching: list[asyncio.Task[None]] = []
+        self._is_closed = False
+
+    @classmethod
+    async def open(
+        cls, source: wire.Source, nursery: Nursery, num_replicas: int, batching: Batching, note: Note,
+        clock: Clock | None = None,
+    ) -> Release:  # fmt: skip
+        """Load a source into so many processes. ``ShoalError``, with the reason, if that cannot be done: then none of
+        them is left."""
+        release = cls(source, nursery, num_replicas, Batcher(batching, clock or SystemClock()), note)
+        try:
+            release.held = await release._add()
+            await asyncio.gather(*(release._add() for _ in range(num_replicas - 1)))
+        except BaseException as error:
+            await release.close()
+            if isinstance(error, Lost):
+                raise Fault("the model's process ended while it loaded; its output above says why") from error
+            raise
+        return release
+
+    @property
+    def served(self) -> Served:
+        return self.held.served
+
+    @property
+    def version(self) -> int:
+        return self.held.served.version
+
+    @property
+    def pids(self) -> list[int]:
+        return [replica.pid for replica in self._replicas]
+
+    async def _add(self) -> Held:
+        replica = await self._nursery.take(self.source)
+        try:
+            held = await replica.load(self.source)
+        except BaseException:
+            await replica.end(at_once=True)
+            raise
+        self._replicas.append(replica)
+        self._watching.append(asyncio.create_task(self._watch(replica)))
+        self.batcher.add(replica)
+        return held
+
+    async def _watch(self, replica: Replica) -> None:
+        await asyncio.shield(replica.closed)
+        if self._is_closed:
+            return
+        self.batcher.remove(replica)
+        self._replicas.remove(replica)
+        self._note("replica_lost", version=self.version, pid=replica.pid)
+        await replica.end(at_once=True)
+        for attempt in range(1_000_000):
+            try:
+                await self._add()
+            except (ShoalError, OSError) as error:
+                self._note("replica_failed", version=self.version, reason=str(error))
+                await asyncio.sleep(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
+            else:
+                self._note("replica_replaced", version=self.version, pid=self._replicas[-1].pid)
+                return
+
+    async def ask(self, inputs: Mapping[str, Tensor], timeout_s: float) -> Mapping[str, Tensor]:
+        """As ``Batcher.ask``."""
+        return await self.batcher.ask(inputs, timeout_s)
+
+    async def measure(self) -> dict[str, Any]:
+        """Metrics on the job's test data, computed by one of its processes, which answers nobody meanwhile; none if
+        there is no such data. ``Fault`` if that fails."""
+        if not self._replicas:
+            raise Fault("no process of the model is there to measure it")
+        try:
+            return await self._replicas[0].measure()
+        except Lost:
+            raise Fault("the model's process ended while it was measured") from None
+
+    async def close(self) -> None:
+        """Finish what waits and is computed, for at most 30 s; its processes go back to where they came from."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_S):
+                await self.batcher.drain()
+        self._is_closed = True
+        self.batcher.close()
+        for task in self._watching:
+            task.cancel()
+        await asyncio.gather(*self._watching, return_exceptions=True)
+        replicas, self._replicas = self._replicas, []
+        for replica in replicas:
+            self.batcher.remove(replica)
+        await asyncio.gather(*(self._nursery.give_back(replica) for replica in replicas))

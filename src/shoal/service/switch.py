@@ -1,0 +1,130 @@
+"""Which loaded version a request goes to: the live one, or, for its share, a candidate. A swap is one assignment."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import statistics
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from shoal.rollout import Observed
+from shoal.service.release import Release, Tally
+from shoal.serving.answering import Answer, NotReady, Served, Unknown
+from shoal.serving.batching import Expired, Overloaded
+
+Tensors = Mapping[str, Tensor]
+
+_REMEMBERED = 64
+"""Of the newest requests, to be replayed at a gate; those with more than this many bytes are not."""
+_MOST_BYTES = 1 << 20
+_MOST_MIRRORED = 16
+"""So many copies are under way at once at most."""
+_CLOSE = 1e-3
+
+
+class Switch:
+    """A ``Service`` of several releases. A request that a candidate fails on is answered by the live one."""
+
+    def __init__(self, seed: int | None = None) -> None:
+        self.live: Release | None = None
+        self.candidate: Release | None = None
+        self.share = 0.0
+        self.is_mirrored = False
+        self.others: dict[int, Release] = {}
+        """Loaded, and asked only by name."""
+        self.recent: deque[Tensors] = deque(maxlen=_REMEMBERED)
+        self._random = random.Random(seed)
+        self._mirrored: set[asyncio.Task[None]] = set()
+
+    def is_ready(self) -> bool:
+        return self.live is not None and self.live.batcher.num_runners > 0
+
+    def versions(self) -> Sequence[Served]:
+        if self.live is None:
+            return ()
+        others = [*([self.candidate] if self.candidate else []), *self.others.values()]
+        return (self.live.served, *(release.served for release in others if release is not self.live))
+
+    def check_room(self, num_bytes: int = 0) -> None:
+        if self.live is not None:
+            self.live.batcher.check_room(num_bytes)
+
+    async def ask(self, inputs: Tensors, timeout_s: float, version: int | None = None) -> Answer:
+        if version is not None:
+            release = self._named(version)
+            return Answer(version, await release.ask(inputs, timeout_s))
+        candidate = self.candidate
+        if candidate is not None and self.share and self._random.random() < self.share:
+            outputs = await self._tried(candidate, inputs, timeout_s)
+            if outputs is not None:
+                return Answer(candidate.version, outputs)
+        if self.live is None:
+            raise NotReady("no version is served yet: ask again later")
+        return await self._live(self.live, inputs, timeout_s)
+
+    def _named(self, version: int) -> Release:
+        for release in (self.live, self.candidate, *self.others.values()):
+            if release is not None and release.version == version:
+                return release
+        raise Unknown(f"version {version} is not served")
+
+    async def _live(self, live: Release, inputs: Tensors, timeout_s: float) -> Answer:
+        begun_s = time.perf_counter()
+        try:
+            outputs = await live.ask(inputs, timeout_s)
+        except (Overloaded, Expired):
+            raise
+        except Exception as error:
+            live.tally.failed(error)
+            raise
+        live.tally.answered(time.perf_counter() - begun_s)
+        if sum(tensor.nbytes for tensor in inputs.values()) <= _MOST_BYTES:
+            self.recent.append(inputs)
+        candidate = self.candidate
+        if self.is_mirrored and candidate is not None and len(self._mirrored) < _MOST_MIRRORED:
+            task = asyncio.create_task(self._mirror(candidate, inputs, outputs, timeout_s))
+            self._mirrored.add(task)
+            task.add_done_callback(self._mirrored.discard)
+        return Answer(live.version, outputs)
+
+    async def _tried(self, candidate: Release, inputs: Tensors, timeout_s: float) -> Tensors | None:
+        """What a candidate answers; None if it cannot, which counts against it unless it has no room."""
+        begun_s = time.perf_counter()
+        try:
+            outputs = await candidate.ask(inputs, timeout_s)
+        except Overloaded:
+            return None
+        except Exception as error:  # noqa: BLE001 - the live version answers instead
+            candidate.tally.failed(error)
+            return None
+        candidate.tally.answered(time.perf_counter() - begun_s)
+        return outputs
+
+    async def _mirror(self, candidate: Release, inputs: Tensors, expected: Tensors, timeout_s: float) -> None:
+        outputs = await self._tried(candidate, inputs, timeout_s)
+        if outputs is not None and not same(outputs, expected):
+            candidate.tally.num_differing += 1
+
+
+def same(found: Tensors, expected: Tensors) -> bool:
+    """Whether two answers say the same: whole numbers exactly, others within a thousandth."""
+    return found.keys() == expected.keys() and all(_is_same(found[name], expected[name]) for name in found)
+
+
+def _is_same(found: Tensor, expected: Tensor) -> bool:
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        return False
+    if not found.is_floating_point():
+        return torch.equal(found, expected)
+    return torch.allclose(found.float(), expected.float(), rtol=_CLOSE, atol=_CLOSE, equal_nan=True)
+
+
+def observed(tally: Tally) -> Observed:
+    """A tally, as the roll-out looks at it."""
+    p50_s = statistics.median(tally.took_s) if tally.took_s else 0.0
+    return Observed(tally.num, tally.num_failed, tally.num_differing, p50_s, tally.reason)
