@@ -12,7 +12,6 @@ import click
 from shoal.cli.using import as_json, at_job, at_version
 
 _A_PATH = click.Path(path_type=Path)
-_SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
 at_service = click.argument("service", required=False)
 
 
@@ -34,7 +33,7 @@ at_service = click.argument("service", required=False)
 @click.option("--follow", is_flag=True, help="Take each new version of the run, if it passes the gate.")
 @click.option("--gate", "gates", multiple=True, metavar="CHECK", help="As accuracy>=0.9 or loss<=live+0.01.")
 @click.option("--shadow", type=click.IntRange(min=0), default=50, show_default=True, help="Requests to mirror first.")
-@click.option("--canary", "shares", type=_SHARE, multiple=True, help="Shares to answer then.  [default: 0.1, 0.5]")
+@click.option("--canary", default="0.1,0.5", show_default=True, help="Shares of requests to answer then; or none.")
 @click.option("--canary-requests", type=click.IntRange(min=0), default=50, show_default=True, help="At each share.")
 @click.option("--stage", type=float, default=30.0, show_default=True, help="Seconds after which a stage is over.")
 @click.option("--watch", type=float, default=60.0, show_default=True, help="Seconds in which it may be rolled back.")
@@ -66,7 +65,7 @@ def _serving(given: dict[str, Any]) -> Any:
     policy = Policy(
         gates=tuple(map(parse_threshold, given["gates"])),
         shadow_requests=given["shadow"],
-        canary_shares=given["shares"] or Policy().canary_shares,
+        canary_shares=_shares(given["canary"]),
         canary_requests=given["canary_requests"],
         stage_s=given["stage"],
         watch_s=given["watch"],
@@ -89,6 +88,13 @@ def _serving(given: dict[str, Any]) -> Any:
         tls=Tls(given["tls_cert"], given["tls_key"]) if given["tls_cert"] is not None else None,
         access_log=given["access_log"],
     )
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    try:
+        return () if text == "none" else tuple(map(float, text.split(",")))
+    except ValueError:
+        raise click.UsageError(f"--canary is shares such as 0.1,0.5, or none; not {text!r}") from None
 
 
 def _say_where(url: str) -> None:
@@ -132,6 +138,11 @@ def _tell(status: dict[str, Any], json_: bool) -> None:
         return
     for line in table(status):
         click.echo(line)
+
+
+def service_lines(status: dict[str, Any]) -> list[str]:
+    """A service, and its versions."""
+    return [f"service {status['service']} at {status['url']}, {status['waiting']} requests wait", *table(status)]
 
 
 def table(status: dict[str, Any]) -> list[str]:

@@ -11,11 +11,13 @@ from typing import Any
 
 import click
 
+from shoal.cli.serving import service_lines
 from shoal.comm import messages as msg
 from shoal.errors import ConfigError
 from shoal.events import read_events
 from shoal.launch import run as runs
 from shoal.launch.progress import figures_text, shard_table, story, summary, table
+from shoal.launch.services import services_of
 from shoal.training.commanding import command
 
 as_json = click.option("--json", "json_", is_flag=True, help="Print one JSON value.")
@@ -75,7 +77,7 @@ def train(job: Path | None, resume: str | None, json_: bool, **given: Any) -> No
 @click.option("--events", is_flag=True, help="What has happened, a line an event.")
 @as_json
 def status(run: str, events: bool, json_: bool) -> None:
-    """How a run stands."""
+    """How a run stands, and the services that serve it."""
     folder = runs.find_run(run)
     if events:
         for event in read_events(folder.events_path)[0]:
@@ -86,15 +88,18 @@ def status(run: str, events: bool, json_: bool) -> None:
         return
     if folder.is_under_way:
         now = command(folder, msg.Ask()).status
-        click.echo(json.dumps({"run": folder.name, **now}) if json_ else f"{folder.name}  {summary(now)}")
-        for line in [] if json_ else [*table(now), *shard_table(now.get("shards", {}))]:
-            click.echo(line)
-        return
-    found = runs.finished_run(folder)
-    if json_:
-        click.echo(json.dumps(_row(found)))
+        told = {"run": folder.name, **now}
+        lines = [f"{folder.name}  {summary(now)}", *table(now), *shard_table(now.get("shards", {}))]
     else:
-        click.echo(f"{found.name}  {found.outcome or 'cut off'}  {found.reason}  {figures_text(found.figures)}")
+        found = runs.finished_run(folder)
+        told = _row(found)
+        lines = [f"{found.name}  {found.outcome or 'cut off'}  {found.reason}  {figures_text(found.figures)}"]
+    served = services_of(folder.name)
+    if json_:
+        click.echo(json.dumps({**told, "services": served}))
+        return
+    for line in [*lines, *(line for service in served for line in service_lines(service))]:
+        click.echo(line)
 
 
 @click.command("runs")

@@ -10,17 +10,17 @@ import threading
 from typing import NoReturn
 
 from shoal.launch.opening import Sources
-from shoal.service.child import Child
+from shoal.service.child import Child, Opener
 from shoal.service.wire import Wire
 
 
-def main() -> NoReturn:
-    """Serve the socket until it closes."""
+def main(opener: Opener | None = None) -> NoReturn:
+    """Serve the socket until it closes; ``opener``: of runs and packages, unless it is another."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # they are the service's, which ends this process in its own time
     end, lifeline = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
     threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
-    Child(Wire(end), Sources()).serve()
+    Child(Wire(end), opener or Sources()).serve()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # an interpreter with torch in it takes seconds to put in order what nobody needs

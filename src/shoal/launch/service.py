@@ -20,7 +20,7 @@ from shoal.launch.exporting import is_package
 from shoal.launch.services import Record, ServiceFolder, services_folder
 from shoal.launch.using import folder_of
 from shoal.service.conductor import Conductor, Plan, Stock
-from shoal.service.release import Nursery
+from shoal.service.release import Pool
 from shoal.service.replica import Loading
 from shoal.service.switch import Switch
 from shoal.service.wire import Source
@@ -163,9 +163,15 @@ class _Service:
         self._admin_key = Key.found(serving.admin_key_file, ADMIN_KEY_VARIABLE) or Key(folder.new_key())
         self._switch = Switch()
 
-    def _note(self, kind: str, **fields: Any) -> None:
+    def note(self, kind: str, **fields: Any) -> None:
+        """As ``Witness``."""
         self._events.append({"at_s": SystemClock().wall_s(), "kind": kind, "source": "service", **fields})
         self._seen.decisions.labels(kind).inc()
+
+    def batch(self, num_samples: int, took_s: float) -> None:
+        """As ``Witness``."""
+        self._seen.batch.observe(num_samples)
+        self._seen.compute_s.observe(took_s)
 
     async def run(self, target: str, version: int | None, announce: Callable[[str], object]) -> int:
         """The signal that ended it."""
@@ -179,7 +185,7 @@ class _Service:
             face = Face(service=self._switch, limits=serving.limits, key=self._key, seen=self._seen)
             servers = [
                 (_quiet(http_server(App(face), serving.tls)), listener),
-                (_quiet(http_server(admin_app(conductor, self._admin_key, self._note))), admin_listener),
+                (_quiet(http_server(admin_app(conductor, self._admin_key, self.note))), admin_listener),
             ]
             self._folder.write(self._record(target, url_of(listener, serving.tls), url_of(admin_listener)))
             with _signals() as ended:
@@ -189,7 +195,7 @@ class _Service:
                     await _first(ended, asyncio.create_task(conductor.start(version)))
                     if not ended.done():
                         announce(self._where(url_of(listener, serving.tls)))
-                        self._note("serving", url=url_of(listener, serving.tls), pid=os.getpid())
+                        self.note("serving", url=url_of(listener, serving.tls), pid=os.getpid())
                         await _first(ended, *tasks)
                 finally:
                     for server, _ in servers:
@@ -198,7 +204,7 @@ class _Service:
                     for task in tasks[len(servers) :]:
                         task.cancel()
                     await conductor.close()
-                    self._note("ended", pid=os.getpid())
+                    self.note("ended", pid=os.getpid())
                 return ended.result() if ended.done() else 0
 
     def _conductor(self) -> Conductor:
@@ -207,8 +213,8 @@ class _Service:
         num_threads = serving.num_threads or max(1, others // serving.plan.num_replicas)
         command = [sys.executable, "-m", "shoal.launch.replica"]
         loading = Loading(command=command, most_s=serving.load_s, num_threads=num_threads)
-        nursery = Nursery(loading, serving.plan.num_replicas)
-        return Conductor(self._stock, self._switch, nursery, serving.plan, self._note)
+        pool = Pool(loading, serving.plan.num_replicas)
+        return Conductor(self._stock, self._switch, pool, serving.plan, self)
 
     def _where(self, url: str) -> str:
         models = self._switch.versions()

@@ -127,6 +127,16 @@ def find_service(name: str | None) -> ServiceFolder:
     raise ConfigError(f"no service {name} runs here; those that do are {names}")
 
 
+def services_of(run: str) -> list[dict[str, Any]]:
+    """The services of a run: what their admin ports tell, with their names and addresses."""
+    found = []
+    for folder in list_services():
+        record = folder.read()
+        if record.source == run:
+            found.append({"service": folder.name, "url": record.url, **told(folder, "GET", "/status")})
+    return found
+
+
 def told(folder: ServiceFolder, method: str, path: str, demand: dict[str, Any] | None = None) -> dict[str, Any]:
     """What a service answers on its admin port. ``ConfigError`` for a demand that it refuses, ``Fault`` if it does not
     answer."""

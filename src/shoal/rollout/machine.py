@@ -37,13 +37,15 @@ class Candidate:
 @dataclass(frozen=True)
 class State:
     """``live``, ``previous``: versions that are loaded. ``watched_until_s``: when the live one counts as good.
-    ``newest``: found, and not yet looked at."""
+    ``newest``: found, and not yet looked at. ``seen``: the newest that ever was a candidate; older ones come by hand
+    only."""
 
     policy: Policy = field(default_factory=Policy)
     live: int | None = None
     previous: int | None = None
     candidate: Candidate | None = None
     newest: int | None = None
+    seen: int = -1
     refused: frozenset[int] = frozenset()
     watched_until_s: float = 0.0
 
@@ -203,8 +205,7 @@ def _is(state: State, version: int, stage: Stage) -> bool:
 
 
 def _found(state: State, version: int, now_s: float) -> Result:
-    known = max(state.live or -1, state.newest or -1, state.candidate.version if state.candidate else -1)
-    if version <= known or version in state.refused:
+    if version <= max(state.seen, -1 if state.newest is None else state.newest):
         return state, []
     return _next(replace(state, newest=version), now_s)
 
@@ -214,8 +215,11 @@ def _next(state: State, now_s: float) -> Result:
     version = state.newest
     if version is None or state.candidate is not None:
         return state, []
+    if version <= state.seen:
+        return replace(state, newest=None), []
     candidate = Candidate(version, Stage.LOADING, now_s)
-    return replace(state, candidate=candidate, newest=None), [Load(version), Note("candidate", version)]
+    state = replace(state, candidate=candidate, newest=None, seen=version)
+    return state, [Load(version), Note("candidate", version)]
 
 
 def _loaded(state: State, now_s: float) -> Result:
@@ -331,13 +335,14 @@ def _promote_asked(state: State, version: int | None, now_s: float) -> Result:
             return replace(state, candidate=replace(now, by_hand=True)), []
         return _promote(state, asked, now_s)
     if wanted == state.previous:
-        swapped = replace(state, live=wanted, previous=state.live, watched_until_s=now_s + state.policy.watch_s)
+        swapped = replace(state, live=wanted, previous=state.live, watched_until_s=0.0)
         return swapped, [Promote(wanted), Note("promoted", wanted, asked)]
     actions: list[Action] = []
     if now is not None:
         actions = [Note("candidate_dropped", now.version, (f"version {wanted} was asked for",)), Retire(now.version)]
     candidate = Candidate(wanted, Stage.LOADING, now_s, by_hand=True)
-    return replace(state, candidate=candidate), [*actions, Load(wanted), Note("candidate", wanted, asked)]
+    state = replace(state, candidate=candidate, seen=max(state.seen, wanted))
+    return state, [*actions, Load(wanted), Note("candidate", wanted, asked)]
 
 
 def _rollback_asked(state: State, now_s: float) -> Result:

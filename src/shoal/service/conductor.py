@@ -12,7 +12,7 @@ from shoal.clock import Clock, SystemClock
 from shoal.errors import ConfigError, Fault, ShoalError
 from shoal.rollout import Observed, Policy, State, begin, machine, step
 from shoal.service.gate import looked_at
-from shoal.service.release import Note, Nursery, Release, Tally
+from shoal.service.release import Pool, Release, Tally, Witness
 from shoal.service.switch import Switch, observed
 from shoal.service.wire import Source
 from shoal.serving.batching import Batching
@@ -51,16 +51,16 @@ class Plan:
 
 
 class Conductor:
-    """Within one event loop. ``note`` records each decision, with its reasons."""
+    """Within one event loop. ``witness`` is told each decision, with its reasons."""
 
     def __init__(
-        self, stock: Stock, switch: Switch, nursery: Nursery, plan: Plan, note: Note, clock: Clock | None = None
+        self, stock: Stock, switch: Switch, pool: Pool, plan: Plan, witness: Witness, clock: Clock | None = None
     ) -> None:
         self._stock = stock
         self._switch = switch
-        self._nursery = nursery
+        self._pool = pool
         self._plan = plan
-        self._note = note
+        self._witness = witness
         self._clock = clock or SystemClock()
         self._state = begin(plan.policy)
         self._releases: dict[int, Release] = {}
@@ -159,7 +159,7 @@ class Conductor:
             task.cancel()
         await asyncio.gather(*self._loading.values(), *self._tasks, return_exceptions=True)
         await asyncio.gather(*(release.close() for release in self._releases.values()))
-        await self._nursery.close()
+        await self._pool.close()
 
     # Events to actions
 
@@ -191,7 +191,7 @@ class Conductor:
             case machine.Note(kind, version, reasons):
                 if kind.endswith("_refused"):
                     self._last_refusal = reasons
-                self._note(kind, version=version, reasons=list(reasons))
+                self._witness.note(kind, version=version, reasons=list(reasons))
             case machine.Deny(reason):
                 raise ConfigError(reason)
 
@@ -206,10 +206,10 @@ class Conductor:
         try:
             source = await asyncio.to_thread(self._stock.source, version)
             release = await Release.open(
-                source, self._nursery, self._plan.num_replicas, self._plan.batching, self._note
+                source, self._pool, self._plan.num_replicas, self._plan.batching, self._witness
             )
             self._releases[version] = release
-            self._note("loaded", version=version, pids=release.pids, by_delta=release.held.by_delta)
+            self._witness.note("loaded", version=version, pids=release.pids, by_delta=release.held.by_delta)
         except (ShoalError, OSError) as error:
             event = machine.LoadFailed(version, str(error))
         finally:

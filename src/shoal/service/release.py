@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -24,11 +24,20 @@ _RETRY_S = (0.1, 0.5, 1.0, 2.0, 5.0)
 """Between attempts to replace a process; the last again and again."""
 _DRAIN_S = 30.0
 
-Note = Callable[..., None]
-"""Records an event: a kind, and what there is to say."""
+
+class Witness(Protocol):
+    """Who is told what happens."""
+
+    def note(self, kind: str, **fields: Any) -> None:
+        """An event."""
+        ...
+
+    def batch(self, num_samples: int, took_s: float) -> None:
+        """A batch was computed."""
+        ...
 
 
-class Nursery:
+class Pool:
     """Where processes come from: one is always ready, and those of a version that is not needed any more are used
     again, since they have the code and much of the data already."""
 
@@ -102,28 +111,29 @@ class Tally:
 class Release:
     """Made by ``open``. While it is open, a process that ends is replaced, and what it had is computed by another."""
 
-    def __init__(self, source: wire.Source, nursery: Nursery, num_replicas: int, batcher: Batcher, note: Note) -> None:
+    def __init__(self, source: wire.Source, pool: Pool, num_replicas: int, batcher: Batcher, witness: Witness) -> None:
         self.source = source
         self.batcher = batcher
         self.tally = Tally()
         self.held: Held
         self.figures: dict[str, Any] = {}
         """Metrics, once they were measured."""
-        self._nursery = nursery
+        self._pool = pool
         self._num_replicas = num_replicas
-        self._note = note
+        self._witness = witness
+        batcher.on_batch = witness.batch
         self._replicas: list[Replica] = []
         self._watching: list[asyncio.Task[None]] = []
         self._is_closed = False
 
     @classmethod
     async def open(
-        cls, source: wire.Source, nursery: Nursery, num_replicas: int, batching: Batching, note: Note,
+        cls, source: wire.Source, pool: Pool, num_replicas: int, batching: Batching, witness: Witness,
         clock: Clock | None = None,
     ) -> Release:  # fmt: skip
         """Load a source into so many processes. ``ShoalError``, with the reason, if that cannot be done: then none of
         them is left."""
-        release = cls(source, nursery, num_replicas, Batcher(batching, clock or SystemClock()), note)
+        release = cls(source, pool, num_replicas, Batcher(batching, clock or SystemClock()), witness)
         try:
             release.held = await release._add()
             await asyncio.gather(*(release._add() for _ in range(num_replicas - 1)))
@@ -147,7 +157,7 @@ class Release:
         return [replica.pid for replica in self._replicas]
 
     async def _add(self) -> Held:
-        replica = await self._nursery.take(self.source)
+        replica = await self._pool.take(self.source)
         try:
             held = await replica.load(self.source)
         except BaseException:
@@ -164,16 +174,16 @@ class Release:
             return
         self.batcher.remove(replica)
         self._replicas.remove(replica)
-        self._note("replica_lost", version=self.version, pid=replica.pid)
+        self._witness.note("replica_lost", version=self.version, pid=replica.pid)
         await replica.end(at_once=True)
         for attempt in range(1_000_000):
             try:
                 await self._add()
             except (ShoalError, OSError) as error:
-                self._note("replica_failed", version=self.version, reason=str(error))
+                self._witness.note("replica_failed", version=self.version, reason=str(error))
                 await asyncio.sleep(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
             else:
-                self._note("replica_replaced", version=self.version, pid=self._replicas[-1].pid)
+                self._witness.note("replica_replaced", version=self.version, pid=self._replicas[-1].pid)
                 return
 
     async def ask(self, inputs: Mapping[str, Tensor], timeout_s: float) -> Mapping[str, Tensor]:
@@ -203,4 +213,4 @@ class Release:
         replicas, self._replicas = self._replicas, []
         for replica in replicas:
             self.batcher.remove(replica)
-        await asyncio.gather(*(self._nursery.give_back(replica) for replica in replicas))
+        await asyncio.gather(*(self._pool.give_back(replica) for replica in replicas))

@@ -118,6 +118,8 @@ class Batcher:
         self._at_work: dict[Runner, asyncio.Future[Tensors]] = {}
         self._gone: set[Runner] = set()
         self._is_closed = False
+        self.on_batch: Callable[[int, float], None] = lambda num_samples, took_s: None
+        """Told of each batch that was computed."""
 
     @property
     def num_waiting(self) -> int:
@@ -259,7 +261,9 @@ class Batcher:
             _fail(batch[0], result)
 
     def _measure(self, batch: Sequence[_Waiting], took_s: float) -> None:
-        sample_s = took_s / sum(waiting.num_samples for waiting in batch)
+        num_samples = sum(waiting.num_samples for waiting in batch)
+        self.on_batch(num_samples, took_s)
+        sample_s = took_s / num_samples
         known = self._sample_s or sample_s
         self._sample_s = _REMEMBERED * known + (1 - _REMEMBERED) * sample_s
 
