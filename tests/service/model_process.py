@@ -24,6 +24,8 @@ from shoal.serving.package import Probe
 DEADLY, NEGATIVE = -666.0, -1.0
 """Numbers that end the process, and that a model refuses."""
 SLOW_S = 0.05
+TIRED_AFTER = 80
+"""Batches, more than a gate replays."""
 
 
 class Adds:
@@ -35,6 +37,7 @@ class Adds:
     def __init__(self, source: Source) -> None:
         self.kind = source.path
         self.version = source.version or 0
+        self.num_computed = 0
         width = (-1, 2) if self.kind == "wider" else (-1,)
         self.outputs = (TensorSpec("sum", "FP32", width), TensorSpec("pid", "INT64", (-1,)))
 
@@ -42,6 +45,9 @@ class Adds:
         number = inputs["number"]
         if bool((number == DEADLY).any()):
             os.kill(os.getpid(), signal.SIGKILL)
+        self.num_computed += 1
+        if self.kind == "tires" and self.num_computed > TIRED_AFTER:
+            raise ValueError("it is tired")
         if bool((number == NEGATIVE).any()) or (self.kind == "broken" and bool((number != 7).any())):
             raise ValueError("it cannot bear this")
         if self.kind == "slow":
@@ -51,7 +57,8 @@ class Adds:
 
 class Kinds:
     """By a source's path. ``good``; ``worse`` has a lower accuracy; ``crash`` and ``hang`` do so on loading; ``skewed``
-    answers training samples otherwise than it did."""
+    answers training samples otherwise than it did; ``broken`` fails on what is no training sample; ``tires`` fails
+    after a while."""
 
     def open(self, source: Source) -> Opened:
         model = Adds(source)

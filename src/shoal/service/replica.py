@@ -71,8 +71,11 @@ class Replica:
         try:
             async with asyncio.timeout(_BEGIN_S):
                 await link.expect()
+        except asyncio.CancelledError:
+            await replica.end(at_once=True)
+            raise
         except (TimeoutError, Lost) as error:
-            await replica.end()
+            await replica.end(at_once=True)
             why = "has ended" if isinstance(error, Lost) else f"has not come up within {_BEGIN_S} s"
             raise Fault(f"a process for a model {why}; its output above says why") from error
         return replica

@@ -118,7 +118,7 @@ class Batcher:
         self._at_work: dict[Runner, asyncio.Future[Tensors]] = {}
         self._gone: set[Runner] = set()
         self._is_closed = False
-        self.on_batch: Callable[[int, float], None] = lambda num_samples, took_s: None
+        self.on_batch: Callable[[int, float], None] | None = None
         """Told of each batch that was computed."""
 
     @property
@@ -262,7 +262,8 @@ class Batcher:
 
     def _measure(self, batch: Sequence[_Waiting], took_s: float) -> None:
         num_samples = sum(waiting.num_samples for waiting in batch)
-        self.on_batch(num_samples, took_s)
+        if self.on_batch is not None:
+            self.on_batch(num_samples, took_s)
         sample_s = took_s / num_samples
         known = self._sample_s or sample_s
         self._sample_s = _REMEMBERED * known + (1 - _REMEMBERED) * sample_s
