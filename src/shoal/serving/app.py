@@ -1,4 +1,4 @@
-"""The Open Inference Protocol v2 over HTTP: which address answers what."""
+"""HTTP, by the Open Inference Protocol v2 and as plain JSON: which address answers what."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from starlette.routing import Route
 from shoal.errors import ConfigError, Fault
 from shoal.job.task import TensorSpec
 from shoal.serving.answering import NotReady, Served, find
-from shoal.serving.inference import Face, Inference, OpenInference, Receive, Scope, Send, refusal
+from shoal.serving.inference import Face, Inference, OpenInference, PlainColumns, Receive, Scope, Send, refusal
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -32,6 +32,7 @@ class App:
 
     def __init__(self, face: Face) -> None:
         self._infer = Inference(face, OpenInference())
+        self._predict = Inference(face, PlainColumns())
         self._others = _others(face)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -44,6 +45,9 @@ class App:
                 case ["", "v2", "models", name, "versions", number, "infer"]:
                     await self._infer.answer(scope, receive, send, name, number)
                     return
+                case ["", "predict"]:
+                    await self._predict.answer(scope, receive, send, None, None)
+                    return
         await self._others(scope, receive, send)
 
 
@@ -54,6 +58,7 @@ def _others(face: Face) -> Starlette:
         *(Route(f"{path}/infer", at.infer, methods=["POST"]) for path in (model, one_version)),
         *(Route(f"{path}/ready", at.model_ready) for path in (model, one_version)),
         *(Route(path, at.model) for path in (model, one_version)),
+        Route("/predict", at.infer, methods=["POST"]),
         Route("/v2/health/live", at.live),
         Route("/v2/health/ready", at.ready),
         Route("/v2", at.server),

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from shoal.errors import Bug, ConfigError
 from shoal.job.task import TensorSpec
+from shoal.serving.checks import require_alike, require_all, require_fit, require_known
 from shoal.serving.datatypes import DTYPES, datatype_of, from_bytes, from_json, to_bytes, to_json
 from shoal.serving.limits import Limits
 
@@ -97,15 +98,15 @@ def decode_request(
     tensors = _read(request.inputs, tail, {spec.name: spec for spec in inputs})
     wanted = request.outputs or [_Wanted(spec.name) for spec in outputs]
     names = tuple(output.name for output in wanted)
-    _require_known("output", names, [spec.name for spec in outputs])
+    require_known("output", names, [spec.name for spec in outputs])
     all_bytes = request.parameters.get("binary_data_output", False)
     as_bytes = frozenset(output.name for output in wanted if output.parameters.get("binary_data", all_bytes))
-    timeout_s = _timeout_s(request.parameters.get("timeout"))
+    timeout_s = timeout_of(request.parameters.get("timeout"))
     return Question(inputs=tensors, outputs=names, as_bytes=as_bytes, id=request.id, timeout_s=timeout_s)
 
 
-def _timeout_s(timeout_us: object) -> float | None:
-    """From Triton's request parameter, which counts microseconds."""
+def timeout_of(timeout_us: object) -> float | None:
+    """In seconds, from Triton's request parameter, which counts microseconds. ``ConfigError`` if it is none."""
     if timeout_us is not None and (type(timeout_us) is not int or timeout_us < 1):
         raise ConfigError(f"the parameter timeout is a whole number of microseconds from 1, not {timeout_us!r}")
     return None if timeout_us is None else timeout_us / 1e6
@@ -120,19 +121,8 @@ def _split(body: bytes, json_bytes: str | None) -> tuple[memoryview, memoryview]
     return view[: int(json_bytes)], view[int(json_bytes) :]
 
 
-def _require_known(kind: str, came: Sequence[str], known: Sequence[str]) -> None:
-    for name in came:
-        if name not in known:
-            raise ConfigError(f"the model has no {kind} {name!r}: it has {', '.join(known)}")
-    if len(set(came)) < len(came):
-        raise ConfigError(f"each {kind} is named once, and these came: {', '.join(came)}")
-
-
 def _read(tensors: Sequence[_Tensor], tail: memoryview, specs: Mapping[str, TensorSpec]) -> dict[str, Tensor]:
-    _require_known("input", [tensor.name for tensor in tensors], list(specs))
-    if len(tensors) < len(specs):
-        missing = sorted(specs.keys() - {tensor.name for tensor in tensors})
-        raise ConfigError(f"the model needs the inputs {', '.join(specs)}; {', '.join(missing)} did not come")
+    require_all([tensor.name for tensor in tensors], specs)
     values = {}
     for tensor in tensors:
         size = tensor.parameters.get("binary_data_size", 0)
@@ -140,26 +130,14 @@ def _read(tensors: Sequence[_Tensor], tail: memoryview, specs: Mapping[str, Tens
             raise ConfigError(f"input {tensor.name!r}: binary_data_size is {size!r}, and {len(tail)} bytes are left")
         blob, tail = tail[:size], tail[size:]
         try:
-            _require_fit(tensor, specs[tensor.name])
+            require_fit(tensor.datatype, tensor.shape, specs[tensor.name])
             values[tensor.name] = _value(tensor, blob)
         except ConfigError as error:
             raise ConfigError(f"input {tensor.name!r}: {error.message}") from error
     if len(tail):
         raise ConfigError(f"{len(tail)} bytes follow the last input's data: no binary_data_size speaks of them")
-    if len({len(value) for value in values.values()}) > 1:
-        counts = ", ".join(f"{name} has {len(value)}" for name, value in values.items())
-        raise ConfigError(f"all inputs must count as many samples, first in their shapes: {counts}")
+    require_alike(values)
     return values
-
-
-def _require_fit(tensor: _Tensor, spec: TensorSpec) -> None:
-    if tensor.datatype != spec.datatype:
-        raise ConfigError(f"datatype must be {spec.datatype}, not {tensor.datatype}")
-    fits = len(tensor.shape) == len(spec.shape) and all(
-        came >= 1 and needed in (-1, came) for came, needed in zip(tensor.shape, spec.shape, strict=True)
-    )
-    if not fits:
-        raise ConfigError(f"shape must be {list(spec.shape)}, where -1 is any number from 1, not {tensor.shape}")
 
 
 def _value(tensor: _Tensor, blob: memoryview) -> Tensor:
@@ -181,14 +159,20 @@ def encode_response(
     """
     tensors, blobs = [], []
     for name in question.outputs:
-        if name not in outputs:
-            raise Bug(f"the model computed no output {name!r}, only {', '.join(outputs)}")
-        blob = to_bytes(outputs[name]) if name in question.as_bytes else None
-        tensors.append(_tensor(name, outputs[name], blob))
+        tensor = output_of(outputs, name)
+        blob = to_bytes(tensor) if name in question.as_bytes else None
+        tensors.append(_tensor(name, tensor, blob))
         blobs.append(blob or b"")
     response = _Response(model_name=model, model_version=str(version), id=question.id, outputs=tensors)
     head = msgspec.json.encode(response)
     return b"".join([head, *blobs]), len(head) if question.as_bytes else None
+
+
+def output_of(outputs: Mapping[str, Tensor], name: str) -> Tensor:
+    """``Bug`` if the model did not compute an output that it declares."""
+    if name not in outputs:
+        raise Bug(f"the model computed no output {name!r}, only {', '.join(outputs)}")
+    return outputs[name]
 
 
 def _tensor(name: str, tensor: Tensor, blob: bytes | None = None) -> _Tensor:
@@ -213,7 +197,7 @@ def encode_request(inputs: Mapping[str, Any], datatypes: Mapping[str, str]) -> b
         if isinstance(value, Tensor):
             tensors.append(_tensor(name, value))
             continue
-        _require_known("input", [name], list(datatypes))
+        require_known("input", [name], list(datatypes))
         try:
             shape, data = list(np.shape(value)), Raw(msgspec.json.encode(value))
         except (TypeError, ValueError) as error:

@@ -57,6 +57,14 @@ def from_json(data: bytes, datatype: str, shape: Sequence[int]) -> Tensor:
     return _finite(torch.from_numpy(array.reshape(tuple(shape))).to(DTYPES[datatype]))
 
 
+def from_nested(data: bytes, datatype: str, num_axes: int) -> Tensor:
+    """A tensor from a JSON array, nested as deep as the tensor has axes. ``ConfigError`` as in ``from_json``."""
+    depth = _depth(data)
+    if depth != num_axes:
+        raise ConfigError(f"an array nested {num_axes} deep was needed, and it is nested {depth} deep")
+    return _finite(torch.from_numpy(_array(data, datatype, depth)).to(DTYPES[datatype]))
+
+
 def from_bytes(data: memoryview, datatype: str, shape: Sequence[int]) -> Tensor:
     """A tensor of ``shape`` from its row-major little-endian bytes. ``ConfigError`` as in ``from_json``."""
     dtype = DTYPES[datatype]
@@ -72,6 +80,12 @@ def to_json(tensor: Tensor) -> list[Any]:
     """Flat values in row-major order. ``ConfigError`` if one is not finite, which JSON cannot say."""
     flat: list[Any] = _finite(tensor.detach().cpu()).reshape(-1).tolist()
     return flat
+
+
+def to_nested(tensor: Tensor) -> list[Any]:
+    """Values nested as the shape is. ``ConfigError`` as in ``to_json``."""
+    nested: list[Any] = _finite(tensor.detach().cpu()).tolist()
+    return nested
 
 
 def to_bytes(tensor: Tensor) -> bytes:

@@ -20,6 +20,7 @@ from shoal.serving.access import Denied, Key
 from shoal.serving.answering import Answer, NotReady, Served, Service, Unknown, find
 from shoal.serving.batching import Expired, Overloaded
 from shoal.serving.codec import LENGTH_HEADER, Question, decode_request, encode_response
+from shoal.serving.columns import decode_columns, encode_columns
 from shoal.serving.limits import Limits, TooLarge, TooSlow
 from shoal.serving.seen import Record, Seen
 
@@ -65,6 +66,18 @@ class OpenInference:
 
     def encode(self, question: Question, model: Served, answer: Answer) -> tuple[bytes, int | None]:
         return encode_response(question, model.name, answer.version, answer.outputs)
+
+
+class PlainColumns:
+    """The plain one, of ``/predict``."""
+
+    def decode(self, body: bytes, length: str | None, model: Served, limits: Limits) -> Question:
+        if length is not None:
+            raise ConfigError(f"plain columns come in JSON alone, without {LENGTH_HEADER}")
+        return decode_columns(body, model.inputs, model.outputs, limits)
+
+    def encode(self, question: Question, model: Served, answer: Answer) -> tuple[bytes, int | None]:
+        return encode_columns(question, answer.outputs), None
 
 
 @dataclass(frozen=True, kw_only=True)
