@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
 from typing import Any
 
 import msgspec
@@ -17,7 +17,13 @@ from shoal.errors import ConfigError, Fault
 from shoal.job.task import TensorSpec
 from shoal.serving.answering import NotReady, Served, find
 from shoal.serving.inference import Face, Inference, OpenInference, PlainColumns, Receive, Scope, Send, refusal
+from shoal.serving.openapi import document, shoal_version
 
+_PAGE_HEADERS = {
+    "content-security-policy": "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+}
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -27,7 +33,7 @@ class App:
     Every refusal is ``{"error": reason}``: 400 for a request that cannot be what was meant, 401 without the key, 404
     for another model, version or address, 413 for what is too large, 429 with Retry-After if too many wait, 500 where
     the model fails, 503 while none is loaded, 504 if it does not come to a request in its time: its parameter
-    ``timeout``, in microseconds, or the limit. Health is told to everybody.
+    ``timeout``, in microseconds, or the limit. Health is told to everybody, and so is the page ``/docs``.
     """
 
     def __init__(self, face: Face) -> None:
@@ -63,6 +69,8 @@ def _others(face: Face) -> Starlette:
         Route("/v2/health/ready", at.ready),
         Route("/v2", at.server),
         Route("/metrics", at.metrics),
+        Route("/openapi.json", at.openapi),
+        Route("/docs", at.docs),
     ]
     return Starlette(routes=routes, exception_handlers={HTTPException: _refuse, ConfigError: _tell, Fault: _tell})
 
@@ -70,6 +78,7 @@ def _others(face: Face) -> Starlette:
 class _Endpoints:
     def __init__(self, face: Face) -> None:
         self._face = face
+        self._page = files("shoal.serving").joinpath("docs.html").read_bytes()
 
     async def live(self, _: Request) -> Response:
         return _json({"live": True})
@@ -80,7 +89,7 @@ class _Endpoints:
 
     async def server(self, request: Request) -> Response:
         self._check(request)
-        return _json({"name": "shoal", "version": _shoal_version(), "extensions": ["binary_tensor_data"]})
+        return _json({"name": "shoal", "version": shoal_version(), "extensions": ["binary_tensor_data"]})
 
     async def model(self, request: Request) -> Response:
         model = self._find(request)
@@ -108,6 +117,15 @@ class _Endpoints:
     async def metrics(self, request: Request) -> Response:
         self._check(request)
         return Response(self._face.seen.text(), media_type=_METRICS_TYPE)
+
+    async def openapi(self, request: Request) -> Response:
+        self._check(request)
+        has_key = self._face.key is not None
+        return _json(document(find(self._face.service), request.scope.get("root_path", ""), has_key))
+
+    async def docs(self, _: Request) -> Response:
+        """Nothing of the model: its page asks for that, with the key if there is one."""
+        return Response(self._page, media_type="text/html", headers=_PAGE_HEADERS)
 
     def _check(self, request: Request) -> None:
         if self._face.key is not None:
@@ -138,10 +156,3 @@ async def _tell(_: Request, error: Exception) -> Response:
     status, headers, body = refusal(error)
     named = {name.decode(): value.decode() for name, value in headers}
     return Response(body, status, headers=named)
-
-
-def _shoal_version() -> str:
-    try:
-        return version("shoal")
-    except PackageNotFoundError:
-        return "unknown"

@@ -13,7 +13,8 @@ from shoal.errors import ConfigError
 from shoal.job.task import Batch, Predicts, Task, TensorSpec
 from shoal.serving.datatypes import DTYPES, datatype_of
 
-_FREE = 32
+FREE_SIZE = 32
+"""Of an axis of any size, where a model is tried."""
 
 
 class Predictor(Protocol):
@@ -124,7 +125,7 @@ def _try(predicts: Predicts, model: nn.Module, inputs: Sequence[TensorSpec]) -> 
 
 
 def _zeros(spec: TensorSpec) -> Tensor:
-    return torch.zeros(2, *(_FREE if size == -1 else size for size in spec.shape[1:]), dtype=DTYPES[spec.datatype])
+    return torch.zeros(2, *(FREE_SIZE if size == -1 else size for size in spec.shape[1:]), dtype=DTYPES[spec.datatype])
 
 
 def _output_spec(name: str, output: Any, has_free: bool) -> TensorSpec:
