@@ -37,6 +37,9 @@ ONLY_IN = {
     "ray": "shoal.launch.ray",
     "starlette": "shoal.serving",
     "uvicorn": "shoal.serving",
+    "grpc": "shoal.serving",
+    "google": "shoal.serving",
+    "flask": "shoal.serving",
     "click": "shoal.cli",
 }
 """What only one part of the package may import."""
@@ -132,7 +135,7 @@ def test_importing_shoal_starts_nothing_and_loads_no_engine() -> None:
         "import shoal\n"
         "assert threading.active_count() == threads\n"
         "assert set(os.listdir()) == folder\n"
-        "engines = {'ray', 'starlette', 'uvicorn', 'httpx', 's3fs', 'sklearn', 'mlflow', 'pyspark'}\n"
+        "engines = {'ray', 'starlette', 'grpc', 'flask', 'uvicorn', 'httpx', 's3fs', 'sklearn', 'mlflow', 'pyspark'}\n"
         "print(sorted(engines & set(sys.modules)))\n"
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

@@ -65,6 +65,12 @@ def from_nested(data: bytes, datatype: str, num_axes: int) -> Tensor:
     return _finite(torch.from_numpy(_array(data, datatype, depth)).to(DTYPES[datatype]))
 
 
+def from_values(values: Sequence[Any], datatype: str, shape: Sequence[int]) -> Tensor:
+    """A tensor of ``shape`` from numbers in row-major order. ``ConfigError`` as in ``from_json``."""
+    require_count(len(values), shape)
+    return _finite(torch.from_numpy(_packed(list(values), datatype).reshape(tuple(shape))).to(DTYPES[datatype]))
+
+
 def from_bytes(data: memoryview, datatype: str, shape: Sequence[int]) -> Tensor:
     """A tensor of ``shape`` from its row-major little-endian bytes. ``ConfigError`` as in ``from_json``."""
     dtype = DTYPES[datatype]
@@ -112,14 +118,20 @@ def _depth(data: bytes) -> int:
 
 def _array(data: bytes, datatype: str, depth: int) -> NDArray[Any]:
     dtype = DTYPES[datatype]
+    try:
+        values = _decoder(dtype.is_floating_point, dtype == torch.bool, depth).decode(data)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"data must be {datatype} values: {error}") from error
+    return _packed(values, datatype)
+
+
+def _packed(values: list[Any], datatype: str) -> NDArray[Any]:
+    dtype = DTYPES[datatype]
     # NumPy has no bfloat16; float32 holds all of its values.
     numpy_dtype = np.float32 if dtype == torch.bfloat16 else torch.empty(0, dtype=dtype).numpy().dtype
     try:
-        values = _decoder(dtype.is_floating_point, dtype == torch.bool, depth).decode(data)
         with np.errstate(over="ignore"):
             return np.array(values, dtype=numpy_dtype)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"data must be {datatype} values: {error}") from error
     except OverflowError as error:
         raise ConfigError(f"data must fit into {datatype}: {error}") from error
     except ValueError as error:

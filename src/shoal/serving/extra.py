@@ -1,4 +1,4 @@
-"""The packages of the extra ``shoal[serve]``, which may not be installed."""
+"""The packages of the extras ``shoal[serve]``, ``[grpc]`` and ``[flask]``, which may not be installed."""
 
 from __future__ import annotations
 
@@ -7,15 +7,22 @@ from collections.abc import Iterator
 
 from shoal.errors import ConfigError
 
-_PACKAGES = ("starlette", "uvicorn", "uvloop", "httpx", "prometheus_client")
+_EXTRAS = {
+    **dict.fromkeys(("starlette", "uvicorn", "uvloop", "httpx", "prometheus_client"), "serve"),
+    **dict.fromkeys(("grpc", "google"), "grpc"),
+    "flask": "flask",
+}
+_PACKAGES = {"grpc": "grpcio", "google": "protobuf"}
 
 
 @contextlib.contextmanager
 def serve_extra() -> Iterator[None]:
-    """Import from the extra inside this. ``ConfigError`` if a package of it is missing."""
+    """Import from an extra inside this. ``ConfigError`` if a package of it is missing."""
     try:
         yield
     except ModuleNotFoundError as error:
-        if error.name not in _PACKAGES:
+        name = (error.name or "").partition(".")[0]
+        if name not in _EXTRAS:
             raise
-        raise ConfigError(f"serving needs the package {error.name}: pip install 'shoal[serve]'") from error
+        package, extra = _PACKAGES.get(name, name), _EXTRAS[name]
+        raise ConfigError(f"serving needs the package {package}: pip install 'shoal[{extra}]'") from error

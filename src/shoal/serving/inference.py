@@ -9,7 +9,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, Protocol, TypeVar
 
@@ -27,7 +27,7 @@ from shoal.serving.seen import Record, Seen
 _log = logging.getLogger(__name__)
 
 _LARGE_BYTES = 1 << 18
-"""From here on JSON is read and written in a thread, so that others are answered meanwhile."""
+"""From here on a body is read and written in a thread."""
 _PATIENT_S = 0.02
 """Who has not been answered for this long is watched, to see whether he hangs up."""
 _LENGTH_HEADER = LENGTH_HEADER.lower().encode()
@@ -122,22 +122,15 @@ class Inference:
         face.service.check_room()
         body = await _read(receive, face.limits)
         length = next((value.decode("latin-1") for key, value in headers if key == _LENGTH_HEADER), None)
-        question = await _off_loop(len(body), self._codec.decode, body, length, model, face.limits)
+        question = await off_loop(len(body), self._codec.decode, body, length, model, face.limits)
         record.asked(len(body), question)
         answer = await self._ask(receive, question, None if version is None else model.version)
         record.answered(answer.version)
-        encoded, json_bytes = await self._encode(question, model, answer)
+        encoded, json_bytes = await encoded_by(self._codec.encode, question, model, answer)
         record.encoded()
         if json_bytes is None:
             return 200, [_JSON], encoded
         return 200, [_BYTES, (_LENGTH_HEADER, str(json_bytes).encode())], encoded
-
-    async def _encode(self, question: Question, model: Served, answer: Answer) -> tuple[bytes, int | None]:
-        num_bytes = sum(tensor.nbytes for tensor in answer.outputs.values())
-        try:
-            return await _off_loop(num_bytes, self._codec.encode, question, model, answer)
-        except Exception as error:
-            raise _failed(error) from error
 
     async def _ask(self, receive: Receive, question: Question, version: int | None) -> Answer:
         """``Gone`` if whoever asks hangs up meanwhile; it is not computed any more then."""
@@ -147,16 +140,12 @@ class Inference:
         timer = loop.call_later(_PATIENT_S, watch.begin)
         try:
             timeout_s = question.timeout_s or self._face.limits.timeout_s
-            return await self._face.service.ask(question.inputs, timeout_s, version)
+            return await ask(self._face.service, question, timeout_s, version)
         except asyncio.CancelledError:
             if not watch.has_gone:
                 raise
             task.uncancel()
             raise Gone from None
-        except (ConfigError, Overloaded, Expired, NotReady):  # told as what they are
-            raise
-        except Exception as error:
-            raise _failed(error) from error
         finally:
             timer.cancel()
             watch.end()
@@ -169,6 +158,27 @@ class ModelFailed(Exception):
 def _failed(error: Exception) -> ModelFailed:
     _log.error("the model failed on a request", exc_info=error)
     return ModelFailed(f"the model failed on this request: {type(error).__name__}: {error}")
+
+
+async def ask(service: Service, question: Question, timeout_s: float, version: int | None) -> Answer:
+    """The service's answer; ``ModelFailed`` for what is the model's own failure."""
+    try:
+        return await service.ask(question.inputs, timeout_s, version)
+    except (ConfigError, Overloaded, Expired, NotReady):  # told as what they are
+        raise
+    except Exception as error:
+        raise _failed(error) from error
+
+
+async def encoded_by(
+    encode: Callable[[Question, Served, Answer], T], question: Question, model: Served, answer: Answer
+) -> T:
+    """An answer in the form that ``encode`` makes; ``ModelFailed`` if it cannot, since the model computed it."""
+    num_bytes = sum(tensor.nbytes for tensor in answer.outputs.values())
+    try:
+        return await off_loop(num_bytes, encode, question, model, answer)
+    except Exception as error:
+        raise _failed(error) from error
 
 
 class _Watch:
@@ -226,7 +236,8 @@ async def _read_on(receive: Receive, message: MutableMapping[str, Any], limits: 
     return b"".join(chunks)
 
 
-async def _off_loop(num_bytes: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+async def off_loop(num_bytes: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function of so many bytes: in a thread if they are many, so that others are answered meanwhile."""
     if num_bytes <= _LARGE_BYTES:
         return function(*args, **kwargs)
     return await asyncio.to_thread(function, *args, **kwargs)
@@ -239,32 +250,38 @@ def content_length(body: bytes) -> tuple[bytes, bytes]:
 
 def refusal(error: Exception) -> tuple[int, Headers, bytes]:
     """How an error is told over HTTP: ``{"error": reason}`` and the status that fits."""
+    status, message = status_of(error)
     headers: Headers = [_JSON]
-    message = getattr(error, "message", str(error))
     match error:
         case Denied():
-            status = 401
             headers.append((b"www-authenticate", b"Bearer"))
-        case Unknown():
-            status = 404
-        case TooLarge():
-            status = 413
         case TooSlow():
-            status = 408
             headers.append((b"connection", b"close"))
-        case ConfigError():
-            status = 400
         case Overloaded():
-            status = 429
             headers.append((b"retry-after", str(math.ceil(error.retry_after_s)).encode()))
         case NotReady():
-            status = 503
             headers.append((b"retry-after", b"1"))
-        case Expired():
-            status = 504
-        case ModelFailed():
-            status = 500
-        case _:
-            _log.error("an answer could not be made", exc_info=error)
-            status, message = 500, f"the server failed on this request: {type(error).__name__}: {error}"
     return status, headers, msgspec.json.encode({"error": message})
+
+
+_STATUSES: Sequence[tuple[type[Exception], int]] = (
+    (Denied, 401),
+    (Unknown, 404),
+    (TooLarge, 413),
+    (TooSlow, 408),
+    (ConfigError, 400),
+    (Overloaded, 429),
+    (NotReady, 503),
+    (Expired, 504),
+    (ModelFailed, 500),
+)
+"""The first that fits."""
+
+
+def status_of(error: Exception) -> tuple[int, str]:
+    """The status that tells of an error, which is HTTP's, and the reason."""
+    for kind, status in _STATUSES:
+        if isinstance(error, kind):
+            return status, getattr(error, "message", str(error))
+    _log.error("an answer could not be made", exc_info=error)
+    return 500, f"the server failed on this request: {type(error).__name__}: {error}"
