@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -74,3 +74,13 @@ def raw_question(**changes: Any) -> Any:
         tensor.ClearField("contents")
         request.raw_input_contents.append(value.numpy().tobytes())
     return request
+
+
+def wait_for(happened: Callable[[], bool]) -> None:
+    """Until it does."""
+    waiting = threading.Event()
+    for _ in range(int(PATIENCE_S * 100)):
+        if happened():
+            return
+        waiting.wait(0.01)
+    raise AssertionError("it did not happen")

@@ -25,7 +25,7 @@ from shoal.serving.messages import message
 from shoal.serving.protobuf import FIELDS, decode_message, encode_message
 from shoal.serving.rpc import GrpcServer
 from shoal.serving.server import Tls
-from tests.serving.calling import PATIENCE_S, answering, call, question, raw_question
+from tests.serving.calling import PATIENCE_S, answering, call, question, raw_question, wait_for
 from tests.serving.certificates import certificate
 from tests.serving.test_openapi import Free
 
@@ -293,15 +293,6 @@ def test_who_cancels_is_not_computed(predictor: ModelPredictor) -> None:
         assert first.result() and patient.result()
     assert model.computed == [1, 1, 5, 5]
     assert 'shoal_requests_total{face="grpc",status="200"} 2.0' in face.seen.text().decode()
-
-
-def wait_for(happened: Callable[[], bool]) -> None:
-    waiting = threading.Event()
-    for _ in range(int(PATIENCE_S * 100)):
-        if happened():
-            return
-        waiting.wait(0.01)
-    raise AssertionError("it did not happen")
 
 
 def test_who_is_too_many_hears_it_at_once(predictor: ModelPredictor) -> None:
