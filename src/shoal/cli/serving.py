@@ -21,6 +21,7 @@ at_service = click.argument("service", required=False)
 @at_job
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=int, default=8000, show_default=True)
+@click.option("--grpc-port", type=int, help="Answer over gRPC, too, at this port.")
 @click.option("--name", help="The service's, for `shoal versions` and the like.  [default: the run's]")
 @click.option("--replicas", type=click.IntRange(min=1), default=1, show_default=True, help="Processes with the model.")
 @click.option("--threads", type=click.IntRange(min=1), help="Torch's, in each.  [default: cores but one, by replicas]")
@@ -45,8 +46,9 @@ at_service = click.argument("service", required=False)
 @click.option("--tls-cert", type=_A_PATH, help="A certificate in PEM: then it is https.")
 @click.option("--tls-key", type=_A_PATH, help="Its private key in PEM.")
 @click.option("--access-log", metavar="FILE", help="A line for each request; - for standard error.")
+@click.option("--traces", is_flag=True, help="Send a span of each request to an OpenTelemetry collector.")
 def serve(run: str, version: int | None, job_file: Path | None, **given: Any) -> None:
-    """Answer predictions over HTTP by the Open Inference Protocol v2, from processes that are replaced if they end."""
+    """Answer predictions by the Open Inference Protocol v2, from processes that are replaced if they end."""
     from shoal.launch.service import run_service
 
     run_service(run, _serving(given), version=version, job_file=job_file, announce=_say_where)
@@ -77,6 +79,7 @@ def _serving(given: dict[str, Any]) -> Any:
     return Serving(
         host=given["host"],
         port=given["port"],
+        grpc_port=given["grpc_port"],
         admin_port=given["admin_port"],
         name=given["name"],
         plan=plan,
@@ -87,6 +90,7 @@ def _serving(given: dict[str, Any]) -> Any:
         admin_key_file=given["admin_key_file"],
         tls=Tls(given["tls_cert"], given["tls_key"]) if given["tls_cert"] is not None else None,
         access_log=given["access_log"],
+        traces=given["traces"],
     )
 
 

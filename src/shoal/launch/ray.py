@@ -32,13 +32,13 @@ class RayWorker:
 
     def place(self) -> str:
         """Where this process is."""
-        ray = _imported()
+        ray = imported_ray()
         worker_id = ray.get_runtime_context().get_worker_id()
         return f"on {ray.util.get_node_ip_address()}, pid {os.getpid()}, in Ray's worker {worker_id}"
 
     def run(self, code: Code, posting: Posting) -> tuple[int, str]:
         """Work to the end of the run; the exit code that a process would have, and the last words."""
-        return serve(code, posting, str(_imported().util.get_node_ip_address()))
+        return serve(code, posting, str(imported_ray().util.get_node_ip_address()))
 
 
 @dataclass
@@ -59,7 +59,7 @@ class RayFleet:
     """
 
     def __init__(self, about: dict[str, Any], job_file: Path, settings: Sequence[str]) -> None:
-        self._ray = _imported()
+        self._ray = imported_ray()
         self.about = about
         self._code = Code.of(job_file, about["files"])
         self._settings = tuple(settings)
@@ -196,12 +196,13 @@ class RayFleet:
             log.write(f"{text}\n")
 
 
-def _imported() -> Any:
+def imported_ray(what: str = "on='ray'") -> Any:
+    """Ray. ``ConfigError`` if it is not installed: ``what`` needs it."""
     try:
         import ray
         import ray.util
     except ImportError:
-        raise ConfigError("on='ray' needs Ray, which is not installed here: pip install 'shoal[ray]'") from None
+        raise ConfigError(f"{what} needs Ray, which is not installed here: pip install 'shoal[ray]'") from None
     return ray
 
 

@@ -35,11 +35,15 @@ from shoal.versions import Store, Versions
 if TYPE_CHECKING:
     import uvicorn
 
+    from shoal.serving.inference import Face
+    from shoal.serving.rpc import GrpcServer
     from shoal.serving.seen import Seen
+    from shoal.serving.traces import Traces
 
 KEY_VARIABLE = "SHOAL_SERVE_KEY"
 ADMIN_KEY_VARIABLE = "SHOAL_ADMIN_KEY"
 _LATE_S = 1.0
+_GRACE_S = 10.0
 
 
 class RunStock:
@@ -93,10 +97,12 @@ class PackageStock:
 class Serving:
     """How a service is to be. ``key_file``: of the key that a prediction needs, else ``$SHOAL_SERVE_KEY``, else none.
     ``admin_key_file``: of the one that changes need, else ``$SHOAL_ADMIN_KEY``, else a new one in its folder.
-    ``admin_port`` 0: a free one. ``access_log``: a file, or - for standard error."""
+    ``admin_port`` and ``grpc_port`` 0: a free one; without the latter there is no gRPC.
+    ``access_log``: a file, or - for standard error. ``traces``: send spans to an OpenTelemetry collector."""
 
     host: str = "127.0.0.1"
     port: int = 8000
+    grpc_port: int | None = None
     admin_port: int = 0
     name: str | None = None
     plan: Plan = field(default_factory=Plan)
@@ -107,6 +113,7 @@ class Serving:
     admin_key_file: Path | None = None
     tls: Tls | None = None
     access_log: str | None = None
+    traces: bool = False
 
 
 def stock_of(target: str | Path, version: int | None = None, job_file: Path | None = None) -> tuple[str, Stock]:
@@ -149,6 +156,12 @@ def _run(main: Coroutine[Any, Any, int]) -> int:
     return uvloop.run(main)
 
 
+def _traces(name: str) -> Traces:
+    from shoal.serving.traces import Traces
+
+    return Traces(name)
+
+
 class _Service:
     def __init__(self, folder: ServiceFolder, stock: Stock, serving: Serving) -> None:
         with serve_extra():
@@ -159,6 +172,8 @@ class _Service:
         self._events = EventLog(folder.events_path)
         log = serving.access_log
         self._seen: Seen = Seen(AccessLog(None if log == "-" else Path(log)) if log else None)
+        self._traces = _traces(folder.name) if serving.traces else None
+        self._seen.traces = self._traces
         self._key = Key.found(serving.key_file, KEY_VARIABLE)
         self._admin_key = Key.found(serving.admin_key_file, ADMIN_KEY_VARIABLE) or Key(folder.new_key())
         self._switch = Switch()
@@ -187,25 +202,38 @@ class _Service:
                 (_quiet(http_server(App(face), serving.tls)), listener),
                 (_quiet(http_server(admin_app(conductor, self._admin_key, self.note))), admin_listener),
             ]
-            self._folder.write(self._record(target, url_of(listener, serving.tls), url_of(admin_listener)))
+            grpc = await self._grpc(face)
+            self._folder.write(self._record(target, url_of(listener, serving.tls), url_of(admin_listener), grpc))
             with _signals() as ended:
-                tasks = [asyncio.create_task(server.serve(sockets=[socket])) for server, socket in servers]
-                tasks += [asyncio.create_task(self._see()), asyncio.create_task(conductor.run())]
+                faces = [asyncio.create_task(server.serve(sockets=[socket])) for server, socket in servers]
+                others = [asyncio.create_task(self._see()), asyncio.create_task(conductor.run())]
                 try:
                     await _first(ended, asyncio.create_task(conductor.start(version)))
                     if not ended.done():
                         announce(self._where(url_of(listener, serving.tls)))
                         self.note("serving", url=url_of(listener, serving.tls), pid=os.getpid())
-                        await _first(ended, *tasks)
+                        await _first(ended, *faces, *others)
                 finally:
                     for server, _ in servers:
                         server.should_exit = True
-                    await asyncio.gather(*tasks[: len(servers)], return_exceptions=True)
-                    for task in tasks[len(servers) :]:
+                    closing = [grpc.stop(_GRACE_S)] if grpc is not None else []
+                    await asyncio.gather(*faces, *closing, return_exceptions=True)
+                    for task in others:
                         task.cancel()
                     await conductor.close()
+                    if self._traces is not None:
+                        await asyncio.to_thread(self._traces.close)
                     self.note("ended", pid=os.getpid())
                 return ended.result() if ended.done() else 0
+
+    async def _grpc(self, face: Face) -> GrpcServer | None:
+        if self._serving.grpc_port is None:
+            return None
+        from shoal.serving.rpc import GrpcServer
+
+        server = GrpcServer(face, self._serving.host, self._serving.grpc_port, self._serving.tls)
+        await server.start()
+        return server
 
     def _conductor(self) -> Conductor:
         serving = self._serving
@@ -220,12 +248,13 @@ class _Service:
         models = self._switch.versions()
         return model_url(url, models[0].name) if models else url
 
-    def _record(self, target: str, url: str, admin_url: str) -> Record:
+    def _record(self, target: str, url: str, admin_url: str, grpc: GrpcServer | None) -> Record:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         source = target if not isinstance(self._stock, RunStock) else Path(target).name
         return Record(
-            name=self._folder.name, pid=os.getpid(), source=source, url=url, admin_url=admin_url, started_at=now
-        )
+            name=self._folder.name, pid=os.getpid(), source=source, url=url, admin_url=admin_url, started_at=now,
+            grpc=f"{self._serving.host}:{grpc.port}" if grpc is not None else "",
+        )  # fmt: skip
 
     async def _see(self) -> None:
         """Keep the figures that change by themselves."""

@@ -11,6 +11,7 @@ _EXTRAS = {
     **dict.fromkeys(("starlette", "uvicorn", "uvloop", "httpx", "prometheus_client"), "serve"),
     **dict.fromkeys(("grpc", "google"), "grpc"),
     "flask": "flask",
+    "opentelemetry": "traces",
 }
 _PACKAGES = {"grpc": "grpcio", "google": "protobuf"}
 

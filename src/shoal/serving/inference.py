@@ -121,7 +121,9 @@ class Inference:
         model = find(face.service, name, version)
         face.service.check_room()
         body = await _read(receive, face.limits)
-        length = next((value.decode("latin-1") for key, value in headers if key == _LENGTH_HEADER), None)
+        if face.seen.traces is not None:
+            record.traceparent = _header(headers, b"traceparent") or ""
+        length = _header(headers, _LENGTH_HEADER)
         question = await off_loop(len(body), self._codec.decode, body, length, model, face.limits)
         record.asked(len(body), question)
         answer = await self._ask(receive, question, None if version is None else model.version)
@@ -149,6 +151,10 @@ class Inference:
         finally:
             timer.cancel()
             watch.end()
+
+
+def _header(headers: Headers, name: bytes) -> str | None:
+    return next((value.decode("latin-1") for key, value in headers if key == name), None)
 
 
 class ModelFailed(Exception):

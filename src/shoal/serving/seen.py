@@ -6,7 +6,7 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -33,6 +33,8 @@ class Record:
     decoded_s: float = 0.0
     answered_s: float = 0.0
     encoded_s: float = 0.0
+    traceparent: str = ""
+    """Of whoever asked: which trace this is within."""
 
     def asked(self, num_bytes: int, question: Question) -> None:
         """Its body has come, and is a question."""
@@ -70,11 +72,18 @@ class AccessLog:
             self.num_lost += 1
 
 
+class Records(Protocol):
+    """What else is told of each request, such as ``Traces``."""
+
+    def record(self, record: Record, ended_s: float) -> None: ...
+
+
 @dataclass
 class Seen:
-    """One server's metrics. ``log``: where each request has its line, if anywhere."""
+    """One server's metrics. ``log``: where each request has its line, if anywhere. ``traces``: where its span goes."""
 
     log: AccessLog | None = None
+    traces: Records | None = None
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
 
     def __post_init__(self) -> None:
@@ -110,6 +119,8 @@ class Seen:
             self.refused.labels(record.reason or "Gone").inc()
         if self.log is not None:
             self.log.write(record, now_s - record.began_s)
+        if self.traces is not None:
+            self.traces.record(record, now_s)
 
     def text(self) -> bytes:
         """All of them in Prometheus' text format."""
