@@ -27,3 +27,12 @@ def serve_extra() -> Iterator[None]:
             raise
         package, extra = _PACKAGES.get(name, name), _EXTRAS[name]
         raise ConfigError(f"serving needs the package {package}: pip install 'shoal[{extra}]'") from error
+
+
+@contextlib.contextmanager
+def extra(name: str, purpose: str) -> Iterator[None]:
+    """Import from the extra ``shoal[NAME]`` inside this. ``ConfigError`` if a package of it is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{purpose} needs the package {error.name}: pip install 'shoal[{name}]'") from error

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +21,9 @@ from typing import Any
 import msgspec
 from torch import Tensor
 
-from shoal.errors import ConfigError, StoreFault, VersionFault
+from shoal.errors import ConfigError, VersionFault
 from shoal.job.task import TensorSpec
+from shoal.serving.whole import whole
 from shoal.tables.files import flush
 from shoal.versions.manifest import FileRecord, record_of
 from shoal.versions.tensor_file import from_bytes, to_parts
@@ -105,28 +105,25 @@ class Package:
         return files | {f"table-{number}.safetensors": to_parts(arrays) for number, arrays in enumerate(self.tables)}
 
 
-def write(package: Package, folder: Path, beside: Mapping[str, bytes] | None = None) -> Manifest:
-    """Make ``folder`` a package, whole or not at all; ``beside``: further files in it. ``ConfigError`` if it is there
-    already, ``StoreFault`` if it cannot be written."""
-    if folder.exists():
-        raise ConfigError(f"{folder} is there already; name another folder, or remove it")
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+def write(
+    package: Package, folder: Path, beside: Mapping[str, bytes] | None = None, sign_with: Path | None = None
+) -> Manifest:
+    """Make ``folder`` a package, whole or not at all. ``beside``: further files in it; ``sign_with``: the file of a
+    private key. ``ConfigError`` if it is there already, or the key is none; ``StoreFault`` if it cannot be written."""
     parts = {**package.files(), **{name: [data] for name, data in (beside or {}).items()}}
     files = {name: record_of(pieces) for name, pieces in parts.items()}
     manifest = Manifest(format=FORMAT, files=files)
     manifest = msgspec.structs.replace(manifest, sha256=manifest.digest())
-    try:
-        partial.mkdir(parents=True)
+    with whole(folder) as partial:
+        partial.mkdir()
         for name, pieces in parts.items():
             _write(partial / name, pieces)
         _write(partial / MANIFEST, [msgspec.json.format(msgspec.json.encode(manifest), indent=1)])
-        flush(partial)
-        partial.rename(folder)
-        flush(folder.parent)
-    except OSError as error:
-        raise StoreFault(f"{folder} could not be written: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if sign_with is not None:
+            from shoal.serving.signing import sign
+
+            sign(partial, SIGNATURE, sign_with)
+            flush(partial / SIGNATURE)
     return manifest
 
 
@@ -138,11 +135,14 @@ def _write(path: Path, pieces: Sequence[Any]) -> None:
         os.fsync(file.fileno())
 
 
-def read(folder: Path) -> Package:
+def read(folder: Path, signed_by: Path | None = None) -> Package:
     """All of it, every file checked against the manifest; what the checksums are of is what is returned.
-    ``ConfigError`` for what is no package of this format, or names what is none of its files; ``VersionFault`` for one
-    that is damaged, or not whole."""
+    ``signed_by``: the file of the public key whose owner must have signed that. ``ConfigError`` for what is no package
+    of this format, names what is none of its files, or has no signature; ``VersionFault`` for one that is damaged, not
+    whole, or not the signed one."""
     manifest = _manifest(folder)
+    if signed_by is not None:
+        _require_signed(folder, manifest, signed_by)
     contents = {name: _checked(folder, name, manifest) for name in manifest.files}
     try:
         description = msgspec.json.decode(contents[MODEL], type=Description)
@@ -188,6 +188,18 @@ def _manifest(folder: Path) -> Manifest:
     if strangers := sorted(entry for entry in os.listdir(folder) if entry not in known):
         raise ConfigError(f"{folder} holds {', '.join(strangers)}, of which its manifest does not know; remove it")
     return manifest
+
+
+def _require_signed(folder: Path, manifest: Manifest, key: Path) -> None:
+    from shoal.serving.signing import require_signature
+
+    try:
+        data = _bytes(folder / SIGNATURE, _MOST_JSON_BYTES)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{folder} must be signed, and it has no {SIGNATURE}; take one that is, or export it again with --sign"
+        ) from None
+    require_signature(folder, data, {name: record.sha256 for name, record in manifest.files.items()}, key)
 
 
 def _checked(folder: Path, name: str, manifest: Manifest) -> bytes:
