@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+"""Importing MLflow tells its makers, unless this was said before."""
 
 
 @pytest.fixture

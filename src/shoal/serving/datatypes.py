@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shoal.errors import ConfigError
+from shoal.job.task import TensorSpec
 
 DTYPES = {
     "BOOL": torch.bool,
@@ -40,6 +41,13 @@ def datatype_of(dtype: torch.dtype) -> str:
         known = ", ".join(str(d).removeprefix("torch.") for d in _NAMES)
         raise ConfigError(f"a served tensor's dtype must be one of {known}, not {str(dtype).removeprefix('torch.')}")
     return _NAMES[dtype]
+
+
+def refuse_without_numpy(specs: Sequence[TensorSpec]) -> None:
+    """``ConfigError`` for a tensor of a datatype that NumPy lacks, and so does what is asked by NumPy arrays."""
+    for spec in specs:
+        if spec.datatype == "BF16":
+            raise ConfigError(f"{spec.name} is BF16, which NumPy has no type for; have the task take and give FP32")
 
 
 def from_json(data: bytes, datatype: str, shape: Sequence[int]) -> Tensor:

@@ -111,7 +111,7 @@ def _check(inputs: Sequence[TensorSpec]) -> None:
 
 def _try(predicts: Predicts, model: nn.Module, inputs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
     """What the outputs are, found by predicting from two samples of zeros."""
-    zeros = {spec.name: _zeros(spec) for spec in inputs}
+    zeros = {spec.name: two_zeros(spec) for spec in inputs}
     try:
         with torch.inference_mode():
             outputs: Any = predicts.predict(model, zeros)
@@ -124,7 +124,8 @@ def _try(predicts: Predicts, model: nn.Module, inputs: Sequence[TensorSpec]) -> 
     return tuple(_output_spec(name, output, has_free) for name, output in outputs.items())
 
 
-def _zeros(spec: TensorSpec) -> Tensor:
+def two_zeros(spec: TensorSpec) -> Tensor:
+    """Two samples that fit a spec; 32 where the shape is free beyond them."""
     return torch.zeros(2, *(FREE_SIZE if size == -1 else size for size in spec.shape[1:]), dtype=DTYPES[spec.datatype])
 
 
