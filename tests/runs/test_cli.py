@@ -17,7 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import mlflow.pyfunc
+import numpy as np
+import onnxruntime
 import pytest
+import torch
 
 from shoal.cli import main
 from shoal.launch.run import find_run
@@ -191,6 +195,52 @@ def test_a_package_has_the_tables_of_all_shards(command, tmp_path):
     assert command("predict", tmp_path / "package", inputs, "--job", job_file).value == of_run
     shutil.rmtree(tmp_path / "runs")
     assert command("predict", tmp_path / "package", inputs, "--job", job_file).value == of_run
+
+
+def test_a_server_wants_the_signature_that_it_was_told_of(command, figures, inputs, trained, tmp_path):
+    key, public = tmp_path / "key.pem", tmp_path / "key.pub.pem"
+    subprocess.run(["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", key], check=True)
+    subprocess.run(["openssl", "ec", "-in", key, "-pubout", "-out", public], check=True, capture_output=True)
+    package, job_file = tmp_path / "package", trained[0].parent / "line.py"
+    assert command("export", "run", "--to", package, "--sign", key).code == 0
+    assert command("verify", package, "--signed-by", public, "--json").value["signed_by"] == str(public)
+    asked = ("predict", package, inputs, "--job", job_file, "--signed-by", public)
+    assert command(*asked).value == command("predict", "run", inputs).value
+    (package / "model.sig").unlink()
+    for words in (asked, ("serve", package, "--job", job_file, "--signed-by", public)):
+        unsigned = command(*words)
+        assert unsigned.code == 2 and "must be signed" in unsigned.err
+    of_a_run = command("predict", "run", inputs, "--signed-by", public)
+    assert of_a_run.code == 2 and "--signed-by is for packages" in of_a_run.err
+    of_no_package = command("export", "run", "--as", "onnx", "--sign", key)
+    assert of_no_package.code == 2 and "a signature is a package's" in of_no_package.err
+
+
+@pytest.mark.parametrize(("form", "name"), [("onnx", "line-16.onnx"), ("torch", "line-16.pt2")])
+def test_a_run_is_exported_as_a_graph_beside_its_package(command, figures, inputs, tmp_path, monkeypatch, form, name):
+    monkeypatch.chdir(tmp_path)
+    assert command("export", "run", "--as", form).out.strip() == name
+    rows = np.asarray(json.loads(inputs.read_text())["input"], np.float32)
+    if form == "onnx":
+        found = onnxruntime.InferenceSession(name).run(["output"], {"input": rows})[0]
+    else:
+        found = torch.export.load(name).module()({"input": torch.from_numpy(rows)})["output"].detach()
+    np.testing.assert_allclose(found, command("predict", "run", inputs).value["output"], rtol=1e-5)
+    again = command("export", "run", "--as", form)
+    assert again.code == 2 and "is there already" in again.err
+
+
+def test_a_run_with_tables_is_exported_for_mlflow_and_is_no_graph(command, tmp_path):
+    job_file = shutil.copy(Path(__file__).parent / "rated.py", tmp_path / "films.py")
+    assert command("train", job_file, "--name", "run").code == 0
+    graph = command("export", "run", "--as", "onnx")
+    assert graph.code == 2 and "films reads rows of tables" in graph.err
+    made = command("export", "run", "--as", "mlflow", "--to", tmp_path / "films.mlflow")
+    assert made.code == 0, made.err
+    inputs = {"user": rated.users[:5].astype(np.int64), "tags": rated.tags[:5].astype(np.int64)}
+    found = mlflow.pyfunc.load_model(str(tmp_path / "films.mlflow")).predict(inputs)
+    asked = _written(tmp_path / "inputs.json", {name: array.tolist() for name, array in inputs.items()})
+    np.testing.assert_allclose(found["rating"], command("predict", "run", asked).value["rating"], rtol=1e-6)
 
 
 def test_predict_reads_standard_input(command, figures, monkeypatch, inputs):

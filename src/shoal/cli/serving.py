@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from shoal.cli.using import as_json, at_job, at_version
+from shoal.cli.using import as_json, at_job, at_signer, at_version
 
 _A_PATH = click.Path(path_type=Path)
 at_service = click.argument("service", required=False)
@@ -19,6 +19,7 @@ at_service = click.argument("service", required=False)
 @click.argument("run", metavar="RUN|PACKAGE", default="latest")
 @at_version
 @at_job
+@at_signer
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=int, default=8000, show_default=True)
 @click.option("--grpc-port", type=int, help="Answer over gRPC, too, at this port.")
@@ -47,11 +48,13 @@ at_service = click.argument("service", required=False)
 @click.option("--tls-key", type=_A_PATH, help="Its private key in PEM.")
 @click.option("--access-log", metavar="FILE", help="A line for each request; - for standard error.")
 @click.option("--traces", is_flag=True, help="Send a span of each request to an OpenTelemetry collector.")
-def serve(run: str, version: int | None, job_file: Path | None, **given: Any) -> None:
+def serve(
+    run: str, version: int | None, job_file: Path | None, signed_by: Path | None, **given: Any
+) -> None:  # fmt: skip
     """Answer predictions by the Open Inference Protocol v2, from processes that are replaced if they end."""
-    from shoal.launch.service import run_service
+    from shoal.launch.service import Target, run_service
 
-    run_service(run, _serving(given), version=version, job_file=job_file, announce=_say_where)
+    run_service(Target(run, version, job_file, signed_by), _serving(given), _say_where)
 
 
 def _serving(given: dict[str, Any]) -> Any:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from shoal.errors import ConfigError
 from shoal.job import Job
-from shoal.launch.exporting import is_package, packaged
+from shoal.launch.exporting import is_package
 from shoal.launch.using import first_samples, job_of, measured, read_version, untabled
 from shoal.service.child import Opened
 from shoal.service.wire import Source
 from shoal.serving import ModelPredictor
-from shoal.serving.packaged import probe_of
+from shoal.serving.package import read
+from shoal.serving.packaged import probe_of, with_code
 from shoal.shards import has_tables
 from shoal.training.folder import RunFolder
 from shoal.versions import Store, Versions
@@ -37,7 +38,8 @@ class Sources:
         if is_package(Path(source.path)):
             if source.job_file is None:
                 raise ConfigError(f"{source.path} holds no code: give its task's file with --job")
-            package, job, predictor = packaged(Path(source.path), Path(source.job_file))
+            package = read(Path(source.path), None if source.signed_by is None else Path(source.signed_by))
+            job, predictor = with_code(package, Path(source.job_file))
             return Opened(predictor=predictor, probe=package.probe, measure=lambda: _measured(job, predictor))
         return self._open_version(RunFolder(Path(source.path)), source)
 

@@ -73,13 +73,14 @@ class RunStock:
 class PackageStock:
     """The one version of a package, all of it checked."""
 
-    def __init__(self, path: Path, job_file: Path | None) -> None:
-        package = read(path)
+    def __init__(self, path: Path, job_file: Path | None, signed_by: Path | None) -> None:
+        package = read(path, signed_by)
         if job_file is None:
             told = package.description.task
             raise ConfigError(f"{path} holds no code: give the file {told.job_file} of its task {told.name} with --job")
         self._version = package.description.version
-        self._source = Source(str(path.resolve()), job_file=str(job_file.resolve()))
+        signer = None if signed_by is None else str(signed_by.resolve())
+        self._source = Source(str(path.resolve()), job_file=str(job_file.resolve()), signed_by=signer)
 
     def newest(self) -> int | None:
         return self._version
@@ -116,33 +117,43 @@ class Serving:
     traces: bool = False
 
 
-def stock_of(target: str | Path, version: int | None = None, job_file: Path | None = None) -> tuple[str, Stock]:
-    """What there is to serve of a run or a package, and a name for it. ``ConfigError`` for what is neither."""
-    if is_package(Path(target)):
-        if version is not None:
-            raise ConfigError(f"{target} is a package, of one version: leave --version out")
-        return Path(target).resolve().name, PackageStock(Path(target), job_file)
-    if job_file is not None:
-        raise ConfigError(f"--job is for packages, and {target} is none: a run knows its job")
-    folder = folder_of(target)
+@dataclass(frozen=True)
+class Target:
+    """What is served: a run, of which perhaps one ``version``; or a package, with its task's ``job_file``, and perhaps
+    the public key of who must have signed it."""
+
+    path: str | Path
+    version: int | None = None
+    job_file: Path | None = None
+    signed_by: Path | None = None
+
+
+def stock_of(target: Target) -> tuple[str, Stock]:
+    """What there is to serve of it, and a name for it. ``ConfigError`` for what is neither run nor package."""
+    path = Path(target.path)
+    if is_package(path):
+        if target.version is not None:
+            raise ConfigError(f"{path} is a package, of one version: leave --version out")
+        return path.resolve().name, PackageStock(path, target.job_file, target.signed_by)
+    for option, given in (("--job", target.job_file), ("--signed-by", target.signed_by)):
+        if given is not None:
+            raise ConfigError(f"{option} is for packages, and {path} is none: a run knows its job")
+    folder = folder_of(target.path)
     return folder.name, RunStock(folder)
 
 
-def run_service(
-    target: str | Path, serving: Serving, *, version: int | None = None, job_file: Path | None = None,
-    announce: Callable[[str], object] = lambda _: None,
-) -> None:  # fmt: skip
+def run_service(target: Target, serving: Serving, announce: Callable[[str], object] = lambda _: None) -> None:
     """Serve until SIGTERM or SIGINT: then finish the requests at hand, end the model's processes, and end by that
     signal. Main thread only. ``announce`` is called with the model's address once it answers. ``ConfigError`` or
     ``Fault`` if that cannot be."""
-    name, stock = stock_of(target, version, job_file)
+    name, stock = stock_of(target)
     if isinstance(stock, PackageStock) and serving.plan.follows:
-        raise ConfigError(f"{target} is a package, of one version: --follow is for runs")
+        raise ConfigError(f"{target.path} is a package, of one version: --follow is for runs")
     folder = ServiceFolder((services_folder() / (serving.name or name)).resolve())
     lock = folder.claim()
     try:
         service = _Service(folder, stock, serving)
-        number = _run(service.run(str(target), version, announce))
+        number = _run(service.run(str(target.path), target.version, announce))
     finally:
         os.close(lock)
     if number:

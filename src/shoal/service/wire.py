@@ -28,11 +28,12 @@ _NO_TENSORS: Mapping[str, Tensor] = {}
 
 
 class Source(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Where a model is: a version of a run, or a package with its task's job file."""
+    """Where a model is: a version of a run, or a package with its task's job file, and whose signature it must bear."""
 
     path: str
     version: int | None = None
     job_file: str | None = None
+    signed_by: str | None = None
 
 
 class Load(msgspec.Struct, frozen=True, tag=True):

@@ -64,7 +64,7 @@ def _load_pyfunc(path: str) -> _Pyfunc:
     """What MLflow calls to load the model; ``path``: its data."""
     package = read(Path(path) / _PACKAGE)
     job_file = Path(path) / _JOB / Path(package.description.task.job_file).name
-    return _Pyfunc(with_code(package, job_file))
+    return _Pyfunc(with_code(package, job_file)[1])
 
 
 class _Pyfunc:

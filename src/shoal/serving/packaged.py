@@ -22,10 +22,11 @@ _CLOSE, _NEAR_ZERO = 1e-4, 1e-5
 """Of answers in floating point: what another processor may make differ."""
 
 
-def with_code(package: Package, job_file: Path) -> ModelPredictor:
-    """What answers with a package's model and a job file's task. ``ConfigError`` as of ``packaged_predictor``."""
+def with_code(package: Package, job_file: Path) -> tuple[Job, ModelPredictor]:
+    """A job file's job, and what answers with a package's model and its task. ``ConfigError`` as of
+    ``packaged_predictor``."""
     job = override(load_job(job_file), parse_settings(package.description.task.settings))
-    return packaged_predictor(package, job.task, hash_job(job_file))
+    return job, packaged_predictor(package, job.task, hash_job(job_file))
 
 
 def packaged_predictor(package: Package, task: Task, revision: str) -> ModelPredictor:
