@@ -19,7 +19,8 @@ def application(target: Target, num_replicas: int = 1, batching: Batching | None
     """What ``ray.serve.run`` and ``serve deploy`` take: replicas that each hold the model and answer as ``shoal serve``
     does, over HTTP. Ray sees to their number and replaces those that end; which version they have stays as it is.
 
-    Every node must find the target, and what its job's file loads, at the same path. ``ConfigError`` if it cannot be served, or without ``shoal[ray]``.
+    Every node must find the target, and what its job's file loads, at the same path. ``ConfigError`` if it cannot be
+    served, or without ``shoal[ray]``.
     """
     imported_ray("Ray Serve")
     from ray import serve

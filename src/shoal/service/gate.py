@@ -14,7 +14,7 @@ from shoal.service.release import Release
 from shoal.serving.answering import Served
 from shoal.serving.batching import Expired, Overloaded
 from shoal.serving.codec import decode_request, decode_response, encode_request, encode_response
-from shoal.serving.packaged import distances
+from shoal.serving.packaged import differences_of
 
 _PATIENCE_S = 60.0
 
@@ -66,7 +66,7 @@ async def _skew(candidate: Release) -> Check:
         decoded = decode_response(answer)
     except Exception as error:  # noqa: BLE001 - it is what was to be found out
         return Check("skew", False, f"training samples cannot be asked for: {error}")
-    wrong = {name: far for name, far in distances(decoded, probe.outputs).items() if far}
+    wrong = {name: far for name, far in differences_of(decoded, probe.outputs).items() if far}
     num = len(next(iter(probe.inputs.values())))
     return Check("skew", not wrong, f"of {num} training samples {wrong} differ at most" if wrong else f"{num} samples")
 

@@ -18,7 +18,7 @@ from shoal.errors import ConfigError, Fault
 from shoal.job.task import TensorSpec
 from shoal.serving.datatypes import refuse_without_numpy
 from shoal.serving.extra import extra
-from shoal.serving.packaged import distances
+from shoal.serving.packaged import differences_of
 from shoal.serving.predictor import ModelPredictor, two_zeros
 from shoal.serving.whole import whole
 from shoal.shards import has_tables
@@ -141,7 +141,7 @@ def _require_same(served: ModelPredictor, samples: Mapping[str, Tensor], answer:
         expected = served.predict(asked)
         num = len(next(iter(asked.values())))
         try:
-            found = distances(answer(asked), expected)
+            found = differences_of(answer(asked), expected)
         except Exception as error:
             raise ConfigError(
                 f"{target} is not written: as a graph, the model does not answer {num} samples, but only some other "

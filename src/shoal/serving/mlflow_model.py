@@ -26,7 +26,7 @@ from shoal.job.loading import files_of
 from shoal.job.task import TensorSpec
 from shoal.serving.datatypes import DTYPES, refuse_without_numpy
 from shoal.serving.package import Package, read, write
-from shoal.serving.packaged import distances, with_code
+from shoal.serving.packaged import differences_of, with_code
 from shoal.serving.predictor import ModelPredictor
 from shoal.serving.whole import whole
 
@@ -98,7 +98,7 @@ def _make(data: Path, target: Path) -> None:
     if package.probe.inputs:
         found = model.predict({name: tensor.numpy() for name, tensor in package.probe.inputs.items()})
         tensors = {name: torch.from_numpy(array) for name, array in found.items()}
-        wrong = {name: value for name, value in distances(tensors, package.probe.outputs).items() if value}
+        wrong = {name: value for name, value in differences_of(tensors, package.probe.outputs).items() if value}
         if wrong:
             raise Fault(f"it answers otherwise than the model does: {wrong} at most")
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from shoal.errors import ConfigError
-from shoal.job import hash_job, load_job, override, parse_settings
+from shoal.job import Job, hash_job, load_job, override, parse_settings
 from shoal.job.task import Predicts, Task, TensorSpec
 from shoal.serving.package import Package, Probe
 from shoal.serving.predictor import ModelPredictor, Predictor, make_predictor
@@ -53,19 +53,19 @@ def packaged_predictor(package: Package, task: Task, revision: str) -> ModelPred
 
 
 def differences(predictor: Predictor, probe: Probe) -> dict[str, float]:
-    """Of each output for the probe's samples, how far it is from what it was (``distances``). The skew test's
-    figure."""
+    """Of each output for the probe's samples, how far it is at most from what it was: 0 where it is as close as two
+    processors are. The skew test's figure."""
     if not probe.inputs:
         return {}
-    return distances(predictor.predict(probe.inputs), probe.outputs)
+    return differences_of(predictor.predict(probe.inputs), probe.outputs)
 
 
-def distances(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, float]:
-    """How far each output is at most from what it should be: 0 where it is as close as two processors are."""
-    return {name: _distance(found[name], one) if name in found else math.inf for name, one in expected.items()}
+def differences_of(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, float]:
+    """As ``differences``, of answers."""
+    return {name: _difference(found[name], one) if name in found else math.inf for name, one in expected.items()}
 
 
-def _distance(found: Tensor, expected: Tensor) -> float:
+def _difference(found: Tensor, expected: Tensor) -> float:
     if found.shape != expected.shape:
         return float("inf")
     ours, theirs = found.double(), expected.double()
