@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from shoal.cli import lab, serving, using, verbs
+from shoal.cli import containers, lab, serving, using, verbs
 from shoal.errors import ShoalError
 
 
@@ -34,7 +34,7 @@ def shoal() -> None:
     """Distributed machine learning from data to live predictions, on workers that may die."""
 
 
-for _verb in (*verbs.ALL, *using.ALL, *serving.ALL, *lab.ALL):
+for _verb in (*verbs.ALL, *using.ALL, *serving.ALL, *containers.ALL, *lab.ALL):
     shoal.add_command(_verb)
 
 
