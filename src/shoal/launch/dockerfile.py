@@ -59,6 +59,8 @@ COPY model /model
 ENV PATH=/opt/shoal/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 WORKDIR /app
 USER {USER}:{USER}
+# An image that does not answer as the model did at its export is not built.
+RUN {json.dumps(["shoal", "verify", "/model", "--job", f"/app/{job_name}"])}
 EXPOSE {PORT}
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \\
     CMD {json.dumps(["python3", "-I", "-c", _HEALTH])}

@@ -82,7 +82,9 @@ def write_context(
     job_file = _job_file(target, version, job_file)
     _refuse_what_is_there(to)
     try:
-        with TemporaryDirectory(prefix=".image-", dir=(to.parent if to else Path.cwd())) as spare:
+        home = (to or Path("image")).absolute().parent
+        home.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".image-", dir=home) as spare:
             built = Path(spare) / "image"
             built.mkdir()
             told = _write_model(target, built / "model", version, job_file, say)
