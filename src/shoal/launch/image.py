@@ -15,7 +15,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import shoal
 from shoal.errors import ConfigError, Fault, StoreFault
 from shoal.job.loading import files_of
 from shoal.launch.dockerfile import IGNORED, dockerfile
@@ -26,6 +25,9 @@ from shoal.serving.package import read
 
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 """PyTorch's index of builds without CUDA: on Linux those of the default index are ten times as large."""
+
+_ITSELF = Path(__file__).resolve().parents[1]
+"""The package that runs here."""
 
 _BASE = re.compile(r"[A-Za-z0-9][\w./:@-]*")
 _URL = re.compile(r"""https?://[^\s@"'$\\]+""")
@@ -169,10 +171,10 @@ def _write_rest(
 
 def _wheel(folder: Path, given: Path | None, say: Callable[[str], object]) -> str | None:
     """The name of shoal's wheel in the folder; none if the index has the shoal that runs here."""
-    source = Path(shoal.__file__).resolve().parents[2]
+    source = _ITSELF.parents[1]
     if given:
         shutil.copyfile(given, folder / given.name)
-    elif (source / "pyproject.toml").is_file() and (source / "src" / "shoal") == Path(shoal.__file__).resolve().parent:
+    elif _ITSELF.parent.name == "src" and (source / "pyproject.toml").is_file():
         say(f"making a wheel of the shoal in {source}")
         _build_wheel(source, folder)
     elif distribution("shoal").read_text("direct_url.json"):
