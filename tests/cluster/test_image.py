@@ -70,7 +70,8 @@ def test_it_is_not_roots_and_nothing_in_it_can_be_changed_or_installed(container
     assert container.exec("sh", "-c", look) == ""
     assert container.exec("sh", "-c", "command -v pip pip3 gcc cc; true") == ""
     assert container.exec("find", "/app", "/model", "-type", "f", "-name", "*.py*") == "/app/line.py"
-    assert container.exec("sh", "-c", "ls -d /build /mnt/* /opt/shoal/lib/*/site-packages/pip 2>/dev/null; true") == ""
+    left = "find /build /mnt /opt/shoal/lib/*/site-packages/pip -type f 2>/dev/null; true"
+    assert container.exec("sh", "-c", left) == "", "of the first stage only what was installed is in the image"
 
 
 def test_it_ends_in_order_when_it_is_told_to_and_can_be_started_again(container):
