@@ -41,6 +41,16 @@ def test_every_event_is_documented_with_its_fields(package_modules: Sequence[Mod
     assert dict(noted(package_modules)) == documented()
 
 
+def test_every_decision_of_a_roll_out_is_documented(package_modules: Sequence[Module]) -> None:
+    (machine,) = [module for module in package_modules if module.name == "shoal.rollout.machine"]
+    text = machine.path.read_text()
+    decided = set(re.findall(r'(?:Note\(|_refuse\(state, )"(\w+)"', text))
+    decided |= {
+        f"{stage}_{end}" for stage in ("shadow", "canary") for end in re.findall(r'f"\{.*?stage\}_(\w+)"', text)
+    }
+    assert len(decided) > 10 and not [kind for kind in decided if f"`{kind}`" not in EVENTS]
+
+
 def test_every_name_of_the_package_is_in_the_reference() -> None:
     shown = set(re.findall(r"^::: ([\w.]+)$", PYTHON, re.MULTILINE))
     found = {name: getattr(package, name) for name in package.__all__}

@@ -189,7 +189,7 @@ def test_requests_at_hand_are_answered_before_it_ends(runs):
         assert client.get(f"{running.base}/v2/health/ready").status_code == 200
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(PATIENCE_S) == -signal.SIGTERM
-    assert running.events[-1]["kind"] == "ended" and not running.folder.is_alive()
+    assert running.events[-1]["kind"] == "service_ended" and not running.folder.is_alive()
 
 
 @pytest.fixture(name="key_file")

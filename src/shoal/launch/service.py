@@ -33,8 +33,6 @@ from shoal.training.folder import RunFolder
 from shoal.versions import Store, Versions
 
 if TYPE_CHECKING:
-    import uvicorn
-
     from shoal.serving.inference import Face
     from shoal.serving.rpc import GrpcServer
     from shoal.serving.seen import Seen
@@ -210,8 +208,8 @@ class _Service:
             conductor = self._conductor()
             face = Face(service=self._switch, limits=serving.limits, key=self._key, seen=self._seen)
             servers = [
-                (_quiet(http_server(App(face), serving.tls)), listener),
-                (_quiet(http_server(admin_app(conductor, self._admin_key, self.note))), admin_listener),
+                (http_server(App(face), serving.tls, heeds_signals=False), listener),
+                (http_server(admin_app(conductor, self._admin_key, self), heeds_signals=False), admin_listener),
             ]
             grpc = await self._grpc(face)
             self._folder.write(self._record(target, url_of(listener, serving.tls), url_of(admin_listener), grpc))
@@ -234,7 +232,7 @@ class _Service:
                     await conductor.close()
                     if self._traces is not None:
                         await asyncio.to_thread(self._traces.close)
-                    self.note("ended", pid=os.getpid())
+                    self.note("service_ended", pid=os.getpid())
                 return ended.result() if ended.done() else 0
 
     async def _grpc(self, face: Face) -> GrpcServer | None:
@@ -286,12 +284,6 @@ async def _first(ended: asyncio.Future[int], *tasks: asyncio.Task[None]) -> None
     for task in tasks:
         if task.done():
             task.result()
-
-
-def _quiet(server: uvicorn.Server) -> uvicorn.Server:
-    """One that leaves signals to the service."""
-    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
-    return server
 
 
 @contextlib.contextmanager

@@ -33,22 +33,29 @@ class _Wanted(msgspec.Struct, forbid_unknown_fields=True):
     version: int | None = None
 
 
-def admin_app(steered: Steered, key: Key, audit: Callable[..., None]) -> Starlette:
-    """``GET /status``, ``POST /promote`` with ``{"version": N}`` or nothing, ``POST /rollback``. Each needs the key;
-    ``audit`` records who asked for what, and what became of it. 409 for what cannot be done as things are."""
+class Notes(Protocol):
+    """Where events go."""
 
-    async def asked(request: Request, what: Callable[[], Awaitable[None]], **details: Any) -> Response:
-        who = request.client.host if request.client else "unknown"
-        verb = request.url.path.strip("/")
+    def note(self, kind: str, **fields: Any) -> None: ...
+
+
+def admin_app(steered: Steered, key: Key, log: Notes) -> Starlette:
+    """``GET /status``, ``POST /promote`` with ``{"version": N}`` or nothing, ``POST /rollback``. Each needs the key;
+    ``log`` is told who asked for what, and what became of it. 409 for what cannot be done as things are."""
+
+    async def asked(request: Request, version: int | None, what: Callable[[], Awaitable[None]]) -> Response:
+        outcome = "done"
         try:
             key.check(request.scope["headers"])
             await what()
         except ShoalError as error:
-            audit("asked", verb=verb, by=who, outcome=error.message, **details)
+            outcome = error.message
             if isinstance(error, Denied):
                 raise
             raise HTTPException(409, error.message) from error
-        audit("asked", verb=verb, by=who, outcome="done", **details)
+        finally:
+            who = request.client.host if request.client else "unknown"
+            log.note("asked", verb=request.url.path.strip("/"), by=who, version=version, outcome=outcome)
         return _json(steered.status())
 
     async def status(request: Request) -> Response:
@@ -56,15 +63,14 @@ def admin_app(steered: Steered, key: Key, audit: Callable[..., None]) -> Starlet
         return _json(steered.status())
 
     async def promote(request: Request) -> Response:
-        key.check(request.scope["headers"])
         version = await _version(request)
-        return await asked(request, lambda: steered.promote(version), version=version)
+        return await asked(request, version, lambda: steered.promote(version))
 
     async def rollback(request: Request) -> Response:
         async def back() -> None:
             steered.rollback()
 
-        return await asked(request, back)
+        return await asked(request, None, back)
 
     routes = [
         Route("/status", status),

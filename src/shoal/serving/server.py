@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Callable
@@ -111,8 +112,9 @@ def _alone_server(alone: Alone, limits: Limits | None) -> uvicorn.Server:
     return http_server(App(Face(service=alone, limits=limits or Limits())))
 
 
-def http_server(app: Any, tls: Tls | None = None) -> uvicorn.Server:
-    """For an ASGI app. ``ConfigError`` if the TLS files are none."""
+def http_server(app: Any, tls: Tls | None = None, *, heeds_signals: bool = True) -> uvicorn.Server:
+    """For an ASGI app. ``heeds_signals``: it ends by SIGTERM and SIGINT, by itself. ``ConfigError`` if the TLS files
+    are none."""
     with serve_extra():
         import uvicorn
     config = uvicorn.Config(
@@ -130,7 +132,10 @@ def http_server(app: Any, tls: Tls | None = None) -> uvicorn.Server:
         config.load()
     except OSError as error:  # ssl.SSLError is one
         raise ConfigError(f"{tls and tls.cert} and its key cannot be used for TLS: {error}") from error
-    return uvicorn.Server(config)
+    server = uvicorn.Server(config)
+    if not heeds_signals:
+        server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
+    return server
 
 
 def listen(host: str, port: int) -> socket.socket:
