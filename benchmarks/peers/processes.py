@@ -59,10 +59,10 @@ class Tree:
             if process.poll() is None:
                 process.terminate()
         deadline = time.monotonic() + POLITE_S
-        while self._pids() and time.monotonic() < deadline:
+        while self.pids() and time.monotonic() < deadline:
             self._reap()
             time.sleep(0.05)
-        while left := self._pids():
+        while left := self.pids():
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -85,7 +85,8 @@ class Tree:
         for _, process in self._running:
             process.poll()
 
-    def _pids(self) -> list[int]:
+    def pids(self) -> list[int]:
+        """All that run now."""
         marked = f"{MARK}={self._mark}".encode()
         return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if marked in _environment(pid)]
 
