@@ -3,7 +3,8 @@ PYTHON = python3
 BIN = .venv/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 BENCHMARKS = overhead recovery exactly_once ingest codecs link straggler goodput time_to_accuracy \
-	table sparse sparse_training shard_faults moving staleness recommend fuzz_serving
+	table sparse sparse_training shard_faults moving staleness recommend \
+	serve overload rollout freshness fuzz_serving
 
 .PHONY: setup demo test check bench docs clean
 

@@ -39,6 +39,14 @@ class Figure:
         return below and (self.at_least is None or value >= self.at_least)
 
 
+NAMES = {
+    "peer_best_s": "peer",
+    "goodput_vs_best_peer": "best_peer",
+    "wide_deep_goodput_vs_best_peer": "wide_deep_best_peer",
+    "peer_goodput_fraction": "best_peer",
+}
+"""Of a figure of the best of several: the key of which that was."""
+
 TABLES: Mapping[str, tuple[str, Sequence[Figure]]] = {
     "overhead": (
         "What it costs when nothing goes wrong",
@@ -205,6 +213,26 @@ TABLES: Mapping[str, tuple[str, Sequence[Figure]]] = {
             Figure(key="fraud_average_precision", meaning="their average precision (gradient boosting: 0.79)"),
         ),
     ),
+    "serve": (
+        "Predictions over HTTP, one sample a request, as JSON",
+        (
+            Figure(key="goodput_rps", meaning="Fashion-MNIST's network: requests a second at a p99 of 50 ms"),
+            Figure(key="goodput_vs_best_peer", meaning="over the best of six other servers"),
+            Figure(key="p50_ms", meaning="p50 of a single client: ms"),
+            Figure(key="overhead_ms", meaning="of which the bare model does not take: ms"),
+            Figure(key="wide_deep_goodput_rps", meaning="wide and deep on tables: requests a second"),
+            Figure(key="wide_deep_goodput_vs_best_peer", meaning="over the best of six other servers"),
+        ),
+    ),
+    "overload": (
+        "Twice as many requests as can be answered",
+        (
+            Figure(key="goodput_fraction", meaning="answered within 250 ms, over what can be answered"),
+            Figure(key="peer_goodput_fraction", meaning="the best of six other servers"),
+            Figure(key="refused_p99_ms", meaning="refusals, p99: ms"),
+            Figure(key="memory_growth_mb", meaning="more memory after it: MB"),
+        ),
+    ),
 }
 
 
@@ -223,7 +251,8 @@ def table(name: str, result: Mapping[str, Any]) -> str:
 def row(figure: Figure, figures: Mapping[str, Any]) -> str:
     """A figure beside its bound; one that falls short says so."""
     value = figures[figure.key]
-    peer = f" ({figures['peer']})" if figure.key == "peer_best_s" and figures.get("peer") else ""
+    named = figures.get(NAMES.get(figure.key, ""))
+    peer = f" ({named})" if named else ""
     if value is None:
         return f"| {figure.meaning} | not measured | {figure.bound()} |"
     verdict = "" if figure.holds(value) else ": **missed**"
