@@ -8,6 +8,7 @@ python -m benchmarks.served_models NAME WEIGHTS: the milliseconds that the bare 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import sys
 import time
@@ -21,8 +22,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 NUM_USERS, NUM_FILMS, DIM, PAST = 100_000, 50_000, 16, 10
-MOST_AT_ONCE = 64
-"""Samples that go through a model together, at any server."""
+MOST_AT_ONCE = int(os.environ.get("SERVED_MOST_AT_ONCE", "64"))
+"""Samples that go through a model together, at any peer."""
 
 Row = Mapping[str, Any]
 Tensors = Mapping[str, Tensor]

@@ -34,6 +34,8 @@ Settings = Mapping[str, Any]
 START_S = 120.0
 DEADLINE_S = 0.25
 """By which an answer is in time where more is offered than can be done."""
+GUARDED_AT_ONCE = 8
+"""Samples that a peer computes together then: a batch of 64 would be late by itself."""
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "RAY_AUTH_MODE": "disabled"}
 
 
@@ -199,6 +201,8 @@ def running(server: Server, variant: str, model: str, files: Files, *, guarded: 
         port = probe.getsockname()[1]
     places = [str(REPOSITORY), str(REPOSITORY / "src")] if isinstance(server, Ours) else [str(REPOSITORY)]
     environment = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join(places), "SERVED": model}
+    if guarded:
+        environment["SERVED_MOST_AT_ONCE"] = str(GUARDED_AT_ONCE)
     command = Command(arguments=server.command(model, files, port, settings), environment=environment)
     said, asked = files.folder / f"{server.name}.log", files.folder / f"{server.name}-{model}.json"
     asked.write_bytes(body(server, model, DEADLINE_S if guarded else None))
