@@ -61,6 +61,7 @@ def main(model: str, weights: str, port: str, text: str) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["MLSERVER_ENVIRONMENTS_DIR"] = name
+        settings["metrics_dir"] = name
         (folder / "settings.json").write_text(json.dumps(settings))
         (folder / "model-settings.json").write_text(json.dumps(described))
         sys.argv = ["mlserver", "start", name]
