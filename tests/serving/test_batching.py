@@ -168,7 +168,7 @@ def test_too_many_bytes_are_refused_but_one_request_always_fits():
 def test_who_has_no_time_left_is_not_computed():
     async def test(model, batcher, clock):
         first = await busy(model, batcher)
-        late, patient = await asked(batcher, rows(1.0), timeout_s=1.0) + await asked(batcher, rows(2.0), timeout_s=9.0)
+        late, patient = await asked(batcher, rows(1.0), timeout_s=1.0) + await asked(batcher, rows(2.0), timeout_s=30.0)
         clock.now_s += 5
         model.gate.set()
         await asyncio.gather(first, patient)
@@ -301,14 +301,50 @@ def test_no_more_are_taken_than_will_be_computed_in_time():
         model.gate.clear()
         model.sizes.clear()
         first = await busy(model, batcher)
-        waiting = await asked(batcher, rows(1.0), rows(2.0), rows(3.0))
-        with pytest.raises(Overloaded, match=r"3 requests wait, with 24 bytes, for about 0.300 s") as refused:
-            await batcher.ask(rows(4.0), 1.0)
-        assert refused.value.retry_after_s == pytest.approx(0.3)
+        waiting = await asked(batcher, rows(1.0), rows(2.0))
+        with pytest.raises(Overloaded, match=r"2 requests wait, with 16 bytes, for about 0.350 s") as refused:
+            await batcher.ask(rows(3.0), 1.0)
+        assert refused.value.retry_after_s == pytest.approx(0.35)
         model.gate.set()
         await asyncio.gather(first, *waiting)
 
     tried(test, max_wait_s=0.25)
+
+
+def test_who_would_wait_longer_than_he_has_is_refused_at_once():
+    async def test(model, batcher, clock):
+        first = await busy(model, batcher)
+        clock.now_s += 0.1
+        model.gate.set()
+        await first
+        model.gate.clear()
+        model.sizes.clear()
+        first = await busy(model, batcher)
+        waiting = await asked(batcher, rows(1.0), rows(2.0))
+        with pytest.raises(Overloaded, match=r"there is room for 512, 268435456 and 0\.3"):
+            await batcher.ask(rows(3.0), 0.3)
+        model.gate.set()
+        await asyncio.gather(first, *waiting)
+
+    tried(test, max_wait_s=10.0)
+
+
+def test_a_batch_takes_no_longer_than_it_may_and_its_oldest_has():
+    async def test() -> None:
+        clock, runner = Hands(), Mortal()
+        batcher = Batcher(Batching(max_batch_s=0.05), clock)
+        batcher.add(runner)
+        (first,) = await asked(batcher, rows(0.0))
+        others = await asked(batcher, *(rows(float(value)) for value in range(12)))
+        clock.now_s += 0.01
+        for _ in range(4):
+            runner.compute()
+            await asyncio.sleep(0.01)
+            clock.now_s += 0.01 * len(runner.inputs[-1])
+        await asyncio.gather(first, *others)
+        assert [len(inputs) for inputs in runner.inputs] == [1, 5, 5, 2]
+
+    asyncio.run(asyncio.wait_for(test(), 30))
 
 
 @pytest.mark.parametrize("name", ["max_samples", "max_requests", "max_bytes"])

@@ -8,6 +8,7 @@ twice what it can do still does all that it can. Who has given up is dropped bef
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -20,11 +21,10 @@ from torch import Tensor
 
 from shoal.clock import Clock, SystemClock
 from shoal.errors import ConfigError, Fault
+from shoal.serving.pace import Pace
 
 Tensors = Mapping[str, Tensor]
 
-_REMEMBERED = 0.9
-"""Of the measured seconds a sample, with each batch."""
 _MOST_LOST = 3
 """So many runners may be lost with a request before it is held to be what ends them."""
 
@@ -70,11 +70,13 @@ class Threaded:
 
 @dataclass(frozen=True, kw_only=True)
 class Batching:
-    """``max_samples``: that are computed at once. The queue holds at most ``max_requests`` and ``max_bytes`` of
-    tensors, and no more than will be computed within ``max_wait_s``, going by how fast it moves; or a single request.
+    """``max_samples``: that are computed at once, and no more than take ``max_batch_s``. The queue holds at most
+    ``max_requests`` and ``max_bytes`` of tensors, and no more than will be computed within ``max_wait_s``, and within
+    the time of each, going by how long batches took; or a single request.
     """
 
     max_samples: int = 64
+    max_batch_s: float = 0.05
     max_requests: int = 512
     max_bytes: int = 256 * 2**20
     max_wait_s: float = 1.0
@@ -83,8 +85,9 @@ class Batching:
         for name in ("max_samples", "max_requests", "max_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not self.max_wait_s > 0:
-            raise ConfigError(f"max_wait_s must be above 0, not {self.max_wait_s}")
+        for name in ("max_batch_s", "max_wait_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
 
 
 @dataclass(eq=False)
@@ -113,7 +116,7 @@ class Batcher:
         self._clock = clock or SystemClock()
         self._queue: deque[_Waiting] = deque()
         self._num_bytes = self._num_samples = 0
-        self._sample_s = 0.0
+        self._pace = Pace()
         self._idle: deque[Runner] = deque()
         self._at_work: dict[Runner, asyncio.Future[Tensors]] = {}
         self._gone: set[Runner] = set()
@@ -153,28 +156,38 @@ class Batcher:
         while self._queue:
             _fail(self._leave(), Overloaded("the server is ending: ask again, and another will answer"))
 
-    def check_room(self, num_bytes: int = 0) -> None:
-        """``Overloaded`` if a request of so many bytes would not be taken. Cheap: ask before one is read."""
+    def check_room(self, num_bytes: int = 0, timeout_s: float = math.inf) -> None:
+        """``Overloaded`` if a request of so many bytes, which has so long, would not be taken. Cheap: ask before one is
+        read."""
         bounds = self._batching
         if self._is_closed:
             raise Overloaded("the server is ending: ask again, and another will answer")
         if len(self._queue) >= bounds.max_requests:
             self._forget_those_who_left()
-        num, wait_s = len(self._queue), self._num_samples * self._sample_s / max(1, self.num_runners)
+        num, wait_s = len(self._queue), self._wait_s()
         too_many = num >= bounds.max_requests or self._num_bytes + num_bytes > bounds.max_bytes
-        if num and (too_many or wait_s > bounds.max_wait_s):
+        most_s = min(bounds.max_wait_s, timeout_s)
+        if num and (too_many or wait_s > most_s):
             raise Overloaded(
                 f"{num} requests wait, with {self._num_bytes} bytes, for about {wait_s:.3f} s; there is room for "
-                f"{bounds.max_requests}, {bounds.max_bytes} and {bounds.max_wait_s}: try again later",
+                f"{bounds.max_requests}, {bounds.max_bytes} and {most_s:g}: try again later",
                 max(1e-3, wait_s),
             )
+
+    def _wait_s(self) -> float:
+        """Until one more would have been computed, about."""
+        pace, bounds = self._pace, self._batching
+        size = pace.most_within(bounds.max_batch_s, bounds.max_samples)
+        num_batches, num_runners = -(-(self._num_samples + 1) // size), max(1, self.num_runners)
+        ahead_s = pace.batch_s * num_batches + pace.sample_s * (self._num_samples + 1)
+        return ahead_s / num_runners + (pace.takes_s(size) / 2 if self._at_work else 0.0)
 
     async def ask(self, inputs: Tensors, timeout_s: float) -> Tensors:
         """All outputs for these inputs, whose first axis counts samples. ``Overloaded`` if the queue is full,
         ``Expired`` if the model does not come to it in time, ``Fault`` if it ends the model's process time and again,
         else whatever the runner raises. Cancelled, it is not computed any more."""
         waiting = self._waiting(inputs, timeout_s)
-        self.check_room(waiting.num_bytes)
+        self.check_room(waiting.num_bytes, timeout_s)
         self._queue.append(waiting)
         self._count(waiting, 1)
         self._dispatch()
@@ -219,25 +232,32 @@ class Batcher:
             future.add_done_callback(partial(self._finished, runner, batch, begun_s))
 
     def _next(self) -> list[_Waiting]:
-        """The oldest, and as many more of its kind as fit; others keep their place. Who has given up is left out."""
+        """The oldest, and as many more of its kind as fit, also into its time; others keep their place. Who has given
+        up, or could not be answered in time, is left out."""
         batch: list[_Waiting] = []
         others: list[_Waiting] = []
-        num_samples, now_s = 0, self._clock.monotonic_s()
+        num_samples, now_s, most = 0, self._clock.monotonic_s() + self._pace.takes_s(1), 0
         while self._queue and not (batch and batch[0].is_alone):
             waiting = self._queue[0]
             if waiting.answer.done():
                 self._leave()
             elif waiting.deadline_s < now_s:
                 _fail(self._leave(), Expired("the model did not come to this request in its time"))
-            elif batch and num_samples + waiting.num_samples > self._batching.max_samples:
+            elif batch and num_samples + waiting.num_samples > most:
                 break
             elif batch and (waiting.is_alone or waiting.kind != batch[0].kind):
                 others.append(self._queue.popleft())
             else:
                 batch.append(self._leave())
                 num_samples += waiting.num_samples
+                most = most or self._most(waiting)
         self._queue.extendleft(reversed(others))
         return batch
+
+    def _most(self, oldest: _Waiting) -> int:
+        """Samples in a batch with this one."""
+        bounds, left_s = self._batching, oldest.deadline_s - self._clock.monotonic_s()
+        return self._pace.most_within(min(bounds.max_batch_s, left_s), bounds.max_samples)
 
     def _finished(
         self, runner: Runner, batch: Sequence[_Waiting], begun_s: float, future: asyncio.Future[Tensors]
@@ -264,9 +284,7 @@ class Batcher:
         num_samples = sum(waiting.num_samples for waiting in batch)
         if self.on_batch is not None:
             self.on_batch(num_samples, took_s)
-        sample_s = took_s / num_samples
-        known = self._sample_s or sample_s
-        self._sample_s = _REMEMBERED * known + (1 - _REMEMBERED) * sample_s
+        self._pace.add(num_samples, took_s)
 
     def _put_back(self, batch: Sequence[_Waiting], num_lost: int) -> None:
         """To the front, each by itself."""

@@ -1,0 +1,44 @@
+"""How long a batch will take is told from those before."""
+
+from __future__ import annotations
+
+import pytest
+
+from shoal.serving.pace import Pace
+
+
+def paced(*batches: tuple[int, float]) -> Pace:
+    pace = Pace()
+    for num_samples, took_s in batches:
+        pace.add(num_samples, took_s)
+    return pace
+
+
+def test_before_the_first_nothing_is_known_and_anything_goes():
+    assert Pace().takes_s(64) == 0 and Pace().most_within(0.01, 64) == 64
+
+
+def test_the_parts_of_a_batch_and_of_a_sample_are_told_apart():
+    pace = paced(*((n, 0.002 + 0.0001 * n) for n in (1, 8, 64, 3, 17) * 4))
+    assert (pace.batch_s, pace.sample_s) == (pytest.approx(0.002), pytest.approx(0.0001))
+    assert pace.takes_s(100) == pytest.approx(0.012)
+    assert pace.most_within(0.0051, 64) == 31
+
+
+def test_what_costs_by_the_batch_alone_may_be_as_large_as_it_likes():
+    pace = paced(*((n, 0.03) for n in (1, 8, 64) * 5))
+    assert pace.sample_s == pytest.approx(0, abs=1e-12) and pace.most_within(0.05, 64) == 64
+
+
+def test_batches_of_one_size_are_thought_to_grow_with_it():
+    pace = paced((4, 0.02), (4, 0.02))
+    assert pace.takes_s(8) == pytest.approx(0.04) and pace.most_within(0.052, 64) == 10
+
+
+def test_a_batch_is_one_sample_at_least():
+    assert paced((1, 3.0)).most_within(0.05, 64) == 1
+
+
+def test_what_was_is_forgotten():
+    pace = paced(*[(1, 1.0)] * 50, *[(1, 0.01)] * 150)
+    assert pace.takes_s(1) == pytest.approx(0.01, rel=0.1)
