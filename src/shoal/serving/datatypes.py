@@ -33,6 +33,11 @@ DTYPES = {
 }
 """All but ``BYTES``, which no torch tensor holds."""
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# NumPy has no bfloat16; float32 holds all of its values.
+_NUMPY_DTYPES = {
+    name: np.dtype(np.float32) if name == "BF16" else torch.empty(0, dtype=dtype).numpy().dtype
+    for name, dtype in DTYPES.items()
+}
 
 
 def datatype_of(dtype: torch.dtype) -> str:
@@ -62,7 +67,7 @@ def from_json(data: bytes, datatype: str, shape: Sequence[int]) -> Tensor:
     if depth > 1 and array.shape != tuple(shape):
         raise ConfigError(f"data nested as {list(shape)} was needed, and it is nested as {list(array.shape)}")
     require_count(array.size, shape)
-    return _finite(torch.from_numpy(array.reshape(tuple(shape))).to(DTYPES[datatype]))
+    return _tensor(array.reshape(tuple(shape)), datatype)
 
 
 def from_nested(data: bytes, datatype: str, num_axes: int) -> Tensor:
@@ -70,13 +75,13 @@ def from_nested(data: bytes, datatype: str, num_axes: int) -> Tensor:
     depth = _depth(data)
     if depth != num_axes:
         raise ConfigError(f"an array nested {num_axes} deep was needed, and it is nested {depth} deep")
-    return _finite(torch.from_numpy(_array(data, datatype, depth)).to(DTYPES[datatype]))
+    return _tensor(_array(data, datatype, depth), datatype)
 
 
 def from_values(values: Sequence[Any], datatype: str, shape: Sequence[int]) -> Tensor:
     """A tensor of ``shape`` from numbers in row-major order. ``ConfigError`` as in ``from_json``."""
     require_count(len(values), shape)
-    return _finite(torch.from_numpy(_packed(list(values), datatype).reshape(tuple(shape))).to(DTYPES[datatype]))
+    return _tensor(_packed(list(values), datatype).reshape(tuple(shape)), datatype)
 
 
 def from_bytes(data: memoryview, datatype: str, shape: Sequence[int]) -> Tensor:
@@ -134,12 +139,9 @@ def _array(data: bytes, datatype: str, depth: int) -> NDArray[Any]:
 
 
 def _packed(values: list[Any], datatype: str) -> NDArray[Any]:
-    dtype = DTYPES[datatype]
-    # NumPy has no bfloat16; float32 holds all of its values.
-    numpy_dtype = np.float32 if dtype == torch.bfloat16 else torch.empty(0, dtype=dtype).numpy().dtype
     try:
         with np.errstate(over="ignore"):
-            return np.array(values, dtype=numpy_dtype)
+            return np.array(values, dtype=_NUMPY_DTYPES[datatype])
     except OverflowError as error:
         raise ConfigError(f"data must fit into {datatype}: {error}") from error
     except ValueError as error:
@@ -154,8 +156,18 @@ def _decoder(is_float: bool, is_bool: bool, depth: int) -> msgspec.json.Decoder[
     return msgspec.json.Decoder(kind)
 
 
+def _tensor(array: NDArray[Any], datatype: str) -> Tensor:
+    """Checked, and of that datatype."""
+    tensor = torch.from_numpy(array)
+    return _finite(tensor.to(torch.bfloat16) if datatype == "BF16" else tensor)
+
+
 def _finite(tensor: Tensor) -> Tensor:
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-        bad = int((~torch.isfinite(tensor)).sum())
+    if not tensor.is_floating_point():
+        return tensor
+    # NumPy is quicker with little, but has no bfloat16.
+    is_finite = torch.isfinite(tensor) if tensor.dtype == torch.bfloat16 else np.isfinite(tensor.numpy())
+    if not is_finite.all():
+        bad = tensor.numel() - int(is_finite.sum())
         raise ConfigError(f"finite numbers were needed, and {bad} of {tensor.numel()} are NaN, infinite or too large")
     return tensor

@@ -108,9 +108,11 @@ class Inference:
             status, headers, body = refusal(error)
             record.reason = type(error).__name__
         record.status = status
-        self._face.seen.record(record)
-        await send({"type": "http.response.start", "status": status, "headers": [*headers, content_length(body)]})
-        await send({"type": "http.response.body", "body": body})
+        try:
+            await send({"type": "http.response.start", "status": status, "headers": [*headers, content_length(body)]})
+            await send({"type": "http.response.body", "body": body})
+        finally:
+            self._face.seen.record(record)  # nobody waits for that
 
     async def _answer(
         self, scope: Scope, receive: Receive, record: Record, name: str | None, version: str | None
