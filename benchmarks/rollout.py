@@ -125,15 +125,19 @@ def swap(run: shoal.Run, folder: ServiceFolder, snapshot: Snapshot) -> dict[int,
 
 def roll_back(folder: ServiceFolder, url: str, body: bytes) -> float:
     """Seconds from the demand until an answer is of another version."""
+    headers = {"Authorization": f"Bearer {folder.key_path.read_text().strip()}"}
+    with httpx.Client() as client:
 
-    def version() -> str:
-        return str(httpx.post(f"{url}/infer", content=body).json()["model_version"])
+        def version() -> str:
+            return str(client.post(f"{url}/infer", content=body).json()["model_version"])
 
-    before, begun_s = version(), time.perf_counter()
-    told(folder, "POST", "/rollback", {})
-    while version() == before:
-        time.sleep(0.001)
-    return time.perf_counter() - begun_s
+        before = version()
+        client.get(folder.read().admin_url + "/status", headers=headers).raise_for_status()  # it is connected
+        begun_s = time.perf_counter()
+        client.post(folder.read().admin_url + "/rollback", headers=headers).raise_for_status()
+        while version() == before:
+            time.sleep(0.001)
+        return time.perf_counter() - begun_s
 
 
 def kill(folder: ServiceFolder, num: int) -> int:

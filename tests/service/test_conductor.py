@@ -199,3 +199,14 @@ def test_a_service_that_does_not_follow_says_why_it_cannot_start(kinds, error, r
                 pass
 
     run(test)
+
+
+def test_a_service_has_started_with_its_first_version_whatever_comes_after_it():
+    async def test():
+        async with serviced({1: "good"}) as service:
+            service.store(2, "hang")
+            await service.until("candidate", 2)
+            await service.conductor.start()  # as another would, meanwhile
+            assert (await service.ask()).version == 1
+
+    run(test)

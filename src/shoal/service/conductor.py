@@ -84,7 +84,7 @@ class Conductor:
             raise ConfigError("no version is stored yet: wait for one, or follow the run with --follow")
         await asyncio.to_thread(self._stock.source, chosen)
         self._tell(machine.Found(chosen))
-        while self._state.candidate is not None:
+        while self._state.live is None and chosen not in self._state.refused:
             self._changed.clear()
             await self._changed.wait()
         if self._state.live is None and not self._plan.follows:
