@@ -5,14 +5,16 @@ python -m benchmarks.freshness [--quick]
 A worker and two table shards train on clicks with a table of a million ids, and store a version about every second; a
 service follows the run. Its gate looks for skew and replays requests; there is neither shadow nor canary. A client asks
 every 10 ms. ``fresh_p50_s`` and ``fresh_p99_s``: from when a version was committed (its manifest's time, before
-anything of it is written) until an answer is of it or of a later one. ``by_delta``: the part of the versions of whose
-tables only what is new was read. All of it runs on one machine.
+anything of it is written) until an answer is of it or of a later one, once each of the service's processes has held a
+version: before that they load all of the tables, ``first_p50_s``. ``by_delta``: the part of the versions since then of
+whose tables only what is new was read. All of it runs on one machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import subprocess
@@ -61,13 +63,13 @@ def watch(url: str, store: Versions, process: subprocess.Popen[bytes], most_s: f
     return (first, failed), known
 
 
-def waited(first: dict[int, float], known: dict[int, float]) -> list[float]:
-    """For each version that was committed while others were served, seconds until it or a later one was."""
+def waited(first: dict[int, float], known: dict[int, float], begin_s: float, end_s: float = math.inf) -> list[float]:
+    """For each version that was committed within this time, seconds until it or a later one was served."""
     steps = sorted(first)
     found = []
     for step, at_s in sorted(known.items()):
         place = bisect_left(steps, step)
-        if place < len(steps) and at_s > first[steps[0]]:
+        if place < len(steps) and begin_s <= at_s < end_s:
             found.append(first[steps[place]] - at_s)
     return found
 
@@ -94,16 +96,20 @@ def main() -> None:
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)
-    loaded = [event["by_delta"] for event in events if event["kind"] == "loaded"]
+    loads = [event for event in events if event["kind"] == "loaded"]
+    new = [load["at_s"] for n, load in enumerate(loads) if not any(load["pids"] == b["pids"] for b in loads[:n])]
+    warm_s = new[-1]
+    loaded = [load["by_delta"] for load in loads if load["at_s"] > warm_s]
     refused = [event for event in events if event["kind"].endswith("_refused")]
     for event in refused:
         print(event, file=sys.stderr)
-    times = waited(first, known)
-    if not times:
-        raise SystemExit("no version was committed while one was served")
+    times, early = waited(first, known, warm_s), waited(first, known, min(first.values()), warm_s)
+    if not times or not loaded:
+        raise SystemExit("no version was committed once all processes had held one")
     figures = {
         "fresh_p50_s": round(float(np.percentile(times, 50)), 3),
         "fresh_p99_s": round(float(np.percentile(times, 99)), 3),
+        "first_p50_s": round(float(np.percentile(early, 50)), 3) if early else None,
         "committed": len(times),
         "served": len(first),
         "by_delta": round(sum(loaded) / len(loaded), 3),

@@ -60,6 +60,9 @@ class Kinds:
     answers training samples otherwise than it did; ``broken`` fails on what is no training sample; ``tires`` fails
     after a while."""
 
+    def prepare(self, source: Source) -> None:
+        assert source.path
+
     def open(self, source: Source) -> Opened:
         model = Adds(source)
         match source.path:

@@ -33,6 +33,11 @@ class Sources:
         self._job: tuple[str, Job] | None = None
         self._tables: tuple[str, StoredTables] | None = None
 
+    def prepare(self, source: Source) -> None:
+        """As ``Opener``."""
+        if not is_package(Path(source.path)):
+            first_samples(self._job_of(RunFolder(Path(source.path))), _NUM_PROBED)
+
     def open(self, source: Source) -> Opened:
         """As ``Opener``."""
         if is_package(Path(source.path)):
@@ -44,9 +49,7 @@ class Sources:
         return self._open_version(RunFolder(Path(source.path)), source)
 
     def _open_version(self, folder: RunFolder, source: Source) -> Opened:
-        if self._job is None or self._job[0] != source.path:
-            self._job, self._tables = (source.path, job_of(folder)), None
-        job = self._job[1]
+        job = self._job_of(folder)
         snapshot = read_version(folder, source.version)
         served = untabled(folder, snapshot, job)
         by_delta = has_tables(served.model) and self._read_tables(served, folder, snapshot.step)
@@ -58,6 +61,11 @@ class Sources:
             by_delta=by_delta,
             stored_s=datetime.fromisoformat(created_at).timestamp(),
         )
+
+    def _job_of(self, folder: RunFolder) -> Job:
+        if self._job is None or self._job[0] != str(folder.path):
+            self._job, self._tables = (str(folder.path), job_of(folder)), None
+        return self._job[1]
 
     def _read_tables(self, served: ModelPredictor, folder: RunFolder, step: int) -> bool:
         """Whether it was enough to read what is new."""

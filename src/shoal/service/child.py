@@ -32,7 +32,13 @@ class Opened:
 class Opener(Protocol):
     """Opens sources, one after another. ``ShoalError`` for one that cannot be."""
 
-    def open(self, source: wire.Source) -> Opened: ...
+    def prepare(self, source: wire.Source) -> None:
+        """Do what has to be done once for all versions from there."""
+        ...
+
+    def open(self, source: wire.Source) -> Opened:
+        """The model of this one."""
+        ...
 
 
 class Child:
@@ -56,6 +62,9 @@ class Child:
                     return wire.pack(wire.Computed(), self._model.predictor.predict(tensors))
                 case wire.Load():
                     return self._load(message)
+                case wire.Prepare(source):
+                    self._opener.prepare(source)
+                    return wire.pack(wire.Ready())
                 case wire.Measure():
                     return wire.pack(wire.Measured(self._model.measure()))
                 case _:

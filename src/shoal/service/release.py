@@ -58,7 +58,8 @@ class Pool:
             self._spares.remove(chosen)
         else:
             chosen = await Replica.begin(self.loading)
-        self._prepare()
+        if not (self._spares or self._is_closed or (self._coming is not None and not self._coming.done())):
+            self._coming = asyncio.create_task(self._bring_up(source))
         return chosen
 
     async def give_back(self, replica: Replica) -> None:
@@ -68,19 +69,26 @@ class Pool:
         else:
             self._spares.append(replica)
 
-    def _prepare(self) -> None:
-        if not (self._spares or self._is_closed or (self._coming is not None and not self._coming.done())):
-            self._coming = asyncio.create_task(self._bring_up())
-
-    async def _bring_up(self) -> None:
-        with contextlib.suppress(Fault):  # the next who needs one is told why there is none
+    async def _bring_up(self, source: wire.Source) -> None:
+        try:
             spare = await Replica.begin(self.loading)
+        except Fault:  # the next who needs one is told why there is none
+            return
+        try:
+            await spare.prepare(source)
+        except (ShoalError, TimeoutError):  # or why it cannot be loaded
+            await spare.end(at_once=True)
+        except asyncio.CancelledError:
+            await spare.end(at_once=True)
+            raise
+        else:
             await self.give_back(spare)
 
     async def close(self) -> None:
         """End those that are here."""
         self._is_closed = True
         if self._coming is not None:
+            self._coming.cancel()
             await asyncio.gather(self._coming, return_exceptions=True)
         await asyncio.gather(*(spare.end() for spare in self._spares))
         self._spares = []

@@ -114,6 +114,15 @@ class Replica:
             case _:
                 raise _error(told)
 
+    async def prepare(self, source: wire.Source) -> None:
+        """Have it do what can be done before a version is known: load the job's code and data. ``ConfigError`` or
+        ``Fault`` if that fails, ``Lost`` if it ended over it."""
+        self._source = source
+        async with asyncio.timeout(self._loading.most_s):
+            told, _ = await self._link.ask(wire.Prepare(source))
+        if not isinstance(told, wire.Ready):
+            raise _error(told)
+
     def start(self, inputs: Mapping[str, Tensor]) -> asyncio.Future[Mapping[str, Tensor]]:
         """As ``Runner``."""
         answer: asyncio.Future[Mapping[str, Tensor]] = asyncio.get_running_loop().create_future()

@@ -43,6 +43,12 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     num_threads: int
 
 
+class Prepare(msgspec.Struct, frozen=True, tag=True):
+    """Get ready for versions from where this one is."""
+
+    source: Source
+
+
 class Loaded(msgspec.Struct, frozen=True, tag=True):
     """It does. The tensors are a probe: of training samples ``input/NAME`` as requests carry them, and ``output/NAME``
     as the model answers them. ``by_delta``: of its tables only what is new was read. ``stored_s``: when the version was
@@ -82,10 +88,10 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The process has begun, and has no model yet."""
+    """The process has begun, or is prepared, and has no model yet."""
 
 
-Message = Load | Loaded | Compute | Computed | Measure | Measured | Failed | Ready
+Message = Load | Prepare | Loaded | Compute | Computed | Measure | Measured | Failed | Ready
 
 
 class _Described(msgspec.Struct, frozen=True, array_like=True):
