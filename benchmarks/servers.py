@@ -84,6 +84,8 @@ class Ours(Server):
         words = ["serve", str(files.package), "--job", str(JOB), "--port", str(port)]
         if has_replicas():
             words += ["--replicas", str(settings["replicas"])]
+        if "max_wait_s" in settings:
+            words += ["--max-wait", str(settings["max_wait_s"])]
         return [sys.executable, "-c", "from shoal.cli import main; main()", *words]
 
 
@@ -97,7 +99,14 @@ def has_replicas() -> bool:
 def ours() -> Ours:
     """Us."""
     variants = {"one": {"replicas": 1}} | ({"two": {"replicas": 2}} if has_replicas() else {})
-    return Ours(name="shoal", package="shoal", protocol="oip", variants=variants, single="one")
+    return Ours(
+        name="shoal",
+        package="shoal",
+        protocol="oip",
+        variants=variants,
+        single="one",
+        guarded={"max_wait_s": DEADLINE_S / 2},
+    )
 
 
 PEERS: Mapping[str, Server] = {

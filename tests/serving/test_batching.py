@@ -321,8 +321,8 @@ def test_who_would_wait_longer_than_he_has_is_refused_at_once():
         model.sizes.clear()
         first = await busy(model, batcher)
         waiting = await asked(batcher, rows(1.0), rows(2.0))
-        with pytest.raises(Overloaded, match=r"there is room for 512, 268435456 and 0\.3"):
-            await batcher.ask(rows(3.0), 0.3)
+        with pytest.raises(Overloaded, match=r"there is room for 512, 268435456 and 0\.32"):
+            await batcher.ask(rows(3.0), 0.4)
         model.gate.set()
         await asyncio.gather(first, *waiting)
 

@@ -25,6 +25,8 @@ from shoal.serving.pace import Pace
 
 Tensors = Mapping[str, Tensor]
 
+_HOPE = 0.8
+"""Of its time, within which a request must be thought to be computed: the thought may be wrong."""
 _MOST_LOST = 3
 """So many runners may be lost with a request before it is held to be what ends them."""
 
@@ -166,7 +168,7 @@ class Batcher:
             self._forget_those_who_left()
         num, wait_s = len(self._queue), self._wait_s()
         too_many = num >= bounds.max_requests or self._num_bytes + num_bytes > bounds.max_bytes
-        most_s = min(bounds.max_wait_s, timeout_s)
+        most_s = min(bounds.max_wait_s, _HOPE * timeout_s)
         if num and (too_many or wait_s > most_s):
             raise Overloaded(
                 f"{num} requests wait, with {self._num_bytes} bytes, for about {wait_s:.3f} s; there is room for "
