@@ -217,20 +217,39 @@ TABLES: Mapping[str, tuple[str, Sequence[Figure]]] = {
         "Predictions over HTTP, one sample a request, as JSON",
         (
             Figure(key="goodput_rps", meaning="Fashion-MNIST's network: requests a second at a p99 of 50 ms"),
-            Figure(key="goodput_vs_best_peer", meaning="over the best of six other servers"),
+            Figure(key="goodput_vs_best_peer", meaning="over the best of six other servers", at_least=1.2),
             Figure(key="p50_ms", meaning="p50 of a single client: ms"),
-            Figure(key="overhead_ms", meaning="of which the bare model does not take: ms"),
+            Figure(key="overhead_ms", meaning="of which the bare model does not take: ms", at_most=1.5),
             Figure(key="wide_deep_goodput_rps", meaning="wide and deep on tables: requests a second"),
-            Figure(key="wide_deep_goodput_vs_best_peer", meaning="over the best of six other servers"),
+            Figure(key="wide_deep_goodput_vs_best_peer", meaning="over the best of six other servers", at_least=1.2),
         ),
     ),
     "overload": (
         "Twice as many requests as can be answered",
         (
-            Figure(key="goodput_fraction", meaning="answered within 250 ms, over what can be answered"),
+            Figure(key="goodput_fraction", meaning="answered within 250 ms, over what can be answered", at_least=0.9),
             Figure(key="peer_goodput_fraction", meaning="the best of six other servers"),
-            Figure(key="refused_p99_ms", meaning="refusals, p99: ms"),
+            Figure(key="refused_p99_ms", meaning="refusals, p99: ms", at_most=20),
             Figure(key="memory_growth_mb", meaning="more memory after it: MB"),
+        ),
+    ),
+    "rollout": (
+        "Ten new versions under load, one worse and one deadly; then a process killed every 2 seconds",
+        (
+            Figure(key="requests", meaning="requests"),
+            Figure(key="failed_requests", meaning="that failed", at_most=0),
+            Figure(key="swaps", meaning="versions that came to answer", at_least=8),
+            Figure(key="rollback_s", meaning="from the demand to roll back to the first answer: seconds", at_most=1),
+            Figure(key="killed", meaning="processes killed"),
+        ),
+    ),
+    "freshness": (
+        "A live run with tables, followed by a server",
+        (
+            Figure(key="fresh_p50_s", meaning="from a version's commit to its first answer, p50: seconds", at_most=1),
+            Figure(key="fresh_p99_s", meaning="p99: seconds"),
+            Figure(key="by_delta", meaning="of the versions, by what is new in their tables"),
+            Figure(key="failed_requests", meaning="requests that failed", at_most=0),
         ),
     ),
 }
