@@ -129,7 +129,7 @@ def _counting(predictor: ModelPredictor) -> Counting:
 @pytest.fixture(name="alone")
 def _alone(counting: Counting, monkeypatch: pytest.MonkeyPatch) -> Alone:
     """What the blueprint asks."""
-    alone = Alone(counting, Batching(max_samples=8))
+    alone = Alone(counting, Batching(max_samples=8, max_batch_s=60))
     monkeypatch.setattr(mounting, "Alone", lambda *_: alone)
     return alone
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-_REMEMBERED = 0.95
-"""Of what is known, with each batch: what counts is about the last twenty."""
+_REMEMBERED = 0.9
+"""Of what is known, with each batch: what counts is about the last ten."""
 _LEAST_SPREAD = 0.05
 """Of sizes, relative to their mean square, from which on the two parts can be told apart."""
 
