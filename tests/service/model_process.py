@@ -21,8 +21,8 @@ from shoal.service.child import Opened
 from shoal.service.wire import Source
 from shoal.serving.package import Probe
 
-DEADLY, NEGATIVE = -666.0, -1.0
-"""Numbers that end the process, and that a model refuses."""
+DEADLY, NEGATIVE, WRONG = -666.0, -1.0, -2.0
+"""Numbers that end the process, that a model fails on, and that are the asker's mistake."""
 SLOW_S = 0.05
 TIRED_AFTER = 80
 """Batches, more than a gate replays."""
@@ -48,6 +48,8 @@ class Adds:
         self.num_computed += 1
         if self.kind == "tires" and self.num_computed > TIRED_AFTER:
             raise ValueError("it is tired")
+        if bool((number == WRONG).any()):
+            raise ConfigError("there is no such number")
         if bool((number == NEGATIVE).any()) or (self.kind == "broken" and bool((number != 7).any())):
             raise ValueError("it cannot bear this")
         if self.kind == "slow":

@@ -11,6 +11,7 @@ import pytest
 from shoal.errors import ConfigError, Fault
 from shoal.rollout import Policy
 from shoal.serving.answering import NotReady, Unknown
+from tests.service.model_process import WRONG
 from tests.service.serviced import ACCURATE, LOADING, QUICK, Serviced, is_there, run, serviced
 
 GATED = replace(QUICK, gates=(ACCURATE,))
@@ -124,6 +125,22 @@ def test_a_live_version_that_begins_to_fail_is_rolled_back():
                 with pytest.raises(Fault) if (service.switch.live.version == 2) else pytest.MonkeyPatch.context():
                     await service.ask(2.0)
             assert (await service.ask(2.0)).version == 1
+
+    run(test)
+
+
+def test_an_asker_s_mistakes_are_told_and_held_against_no_version():
+    async def test():
+        policy = Policy(shadow_requests=0, canary_shares=(0.5,), canary_requests=10, stage_s=60.0)
+        async with serviced({1: "good"}, policy) as service:
+            service.store(2)
+            promoted = asyncio.create_task(service.until("promoted", 2))
+            while not promoted.done():
+                with pytest.raises(ConfigError, match="there is no such number"):
+                    await service.ask(WRONG)
+                await service.ask(2.0)
+            assert (await promoted)["version"] == 2
+            assert not [event for event in service.events if event["kind"].endswith("_refused")]
 
     run(test)
 

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,7 @@ KEY_VARIABLE = "SHOAL_SERVE_KEY"
 ADMIN_KEY_VARIABLE = "SHOAL_ADMIN_KEY"
 _LATE_S = 1.0
 _GRACE_S = 10.0
+_REMOTE_POLL_S = 2.0
 
 
 class RunStock:
@@ -56,6 +57,7 @@ class RunStock:
                 f"{record['name']} was started from Python, and a model's process needs the file of its job"
             )
         self._versions = Versions(Store(record["store"]))
+        self.is_remote = "://" in record["store"]
 
     def newest(self) -> int | None:
         return self._versions.newest()
@@ -148,6 +150,9 @@ def run_service(target: Target, serving: Serving, announce: Callable[[str], obje
     name, stock = stock_of(target)
     if isinstance(stock, PackageStock) and serving.plan.follows:
         raise ConfigError(f"{target.path} is a package, of one version: --follow is for runs")
+    if isinstance(stock, RunStock) and stock.is_remote:
+        plan = replace(serving.plan, poll_s=max(serving.plan.poll_s, _REMOTE_POLL_S))
+        serving = replace(serving, plan=plan)
     folder = ServiceFolder((services_folder() / (serving.name or name)).resolve())
     lock = folder.claim()
     try:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from shoal.errors import ConfigError
 from shoal.rollout import Observed
 from shoal.service.release import Release, Tally
 from shoal.serving.answering import Answer, NotReady, Served, Unknown
@@ -58,14 +59,17 @@ class Switch:
         if version is not None:
             release = self._named(version)
             return Answer(version, await release.ask(inputs, timeout_s))
-        candidate = self.candidate
+        live, candidate, refusal = self.live, self.candidate, None
         if candidate is not None and self.share and self._random.random() < self.share:
-            outputs = await self._tried(candidate, inputs, timeout_s)
+            outputs, refusal = await self._tried(candidate, inputs, timeout_s)
             if outputs is not None:
                 return Answer(candidate.version, outputs)
-        if self.live is None:
+        if live is None:
             raise NotReady("no version is served yet: ask again later")
-        return await self._live(self.live, inputs, timeout_s)
+        answer = await self._live(live, inputs, timeout_s)
+        if candidate is not None and refusal is not None:
+            candidate.tally.failed(refusal)
+        return answer
 
     def _named(self, version: int) -> Release:
         for release in (self.live, self.candidate, *self.others.values()):
@@ -77,7 +81,7 @@ class Switch:
         begun_s = time.perf_counter()
         try:
             outputs = await live.ask(inputs, timeout_s)
-        except (Overloaded, Expired):
+        except (ConfigError, Overloaded, Expired):  # whoever asks has to mend that, or to wait
             raise
         except Exception as error:
             live.tally.failed(error)
@@ -92,22 +96,29 @@ class Switch:
             task.add_done_callback(self._mirrored.discard)
         return Answer(live.version, outputs)
 
-    async def _tried(self, candidate: Release, inputs: Tensors, timeout_s: float) -> Tensors | None:
-        """What a candidate answers; None if it cannot, which counts against it unless it has no room."""
+    async def _tried(
+        self, candidate: Release, inputs: Tensors, timeout_s: float
+    ) -> tuple[Tensors | None, ConfigError | None]:
+        """What a candidate answers. Where it cannot, that counts against it, unless it has no room; or what it has to
+        say against the request, of which the live version may say the same."""
         begun_s = time.perf_counter()
         try:
             outputs = await candidate.ask(inputs, timeout_s)
         except Overloaded:
-            return None
+            return None, None
+        except ConfigError as error:
+            return None, error
         except Exception as error:  # noqa: BLE001 - the live version answers instead
             candidate.tally.failed(error)
-            return None
+            return None, None
         candidate.tally.answered(time.perf_counter() - begun_s)
-        return outputs
+        return outputs, None
 
     async def _mirror(self, candidate: Release, inputs: Tensors, expected: Tensors, timeout_s: float) -> None:
-        outputs = await self._tried(candidate, inputs, timeout_s)
-        if outputs is not None and not same(outputs, expected):
+        outputs, refusal = await self._tried(candidate, inputs, timeout_s)
+        if refusal is not None:  # of what the live version has answered
+            candidate.tally.failed(refusal)
+        elif outputs is not None and not same(outputs, expected):
             candidate.tally.num_differing += 1
 
 
