@@ -39,22 +39,20 @@ class Witness(Protocol):
 
 class Pool:
     """Where processes come from: one is always ready, and those of a version that is not needed any more are used
-    again, since they have the code and much of the data already."""
+    again, since they have the code and much of the data already. ``num_replicas``: of a version."""
 
-    def __init__(self, loading: Loading, most_spares: int = 1) -> None:
+    def __init__(self, loading: Loading, num_replicas: int = 1) -> None:
         self.loading = loading
-        self._most_spares = most_spares
+        self._most_spares = num_replicas + 1
         self._spares: list[Replica] = []
         self._coming: asyncio.Task[None] | None = None
         self._is_closed = False
 
     async def take(self, source: wire.Source) -> Replica:
-        """One for this source: if there is one, one that held something of the same place."""
-        living = [spare for spare in self._spares if not spare.closed.done()]
-        self._spares = living
-        known = [spare for spare in living if spare.source is not None and spare.source.path == source.path]
-        if known or living:
-            chosen = (known or living)[0]
+        """One for this source: rather one that has held a version from the same place."""
+        self._spares = [spare for spare in self._spares if not spare.closed.done()]
+        if self._spares:
+            chosen = max(self._spares, key=lambda spare: _nearness(spare, source))
             self._spares.remove(chosen)
         else:
             chosen = await Replica.begin(self.loading)
@@ -92,6 +90,11 @@ class Pool:
             await asyncio.gather(self._coming, return_exceptions=True)
         await asyncio.gather(*(spare.end() for spare in self._spares))
         self._spares = []
+
+
+def _nearness(spare: Replica, source: wire.Source) -> tuple[bool, bool]:
+    is_near = spare.source is not None and spare.source.path == source.path
+    return is_near, is_near and spare.has_held
 
 
 @dataclass

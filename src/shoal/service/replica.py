@@ -51,6 +51,8 @@ class Replica:
         self._lifeline = lifeline
         self._loading = loading
         self._source: wire.Source | None = None
+        self.has_held = False
+        """Whether it has answered with a version of its source: the next one of it needs less, then."""
 
     @classmethod
     async def begin(cls, loading: Loading) -> Replica:
@@ -108,6 +110,7 @@ class Replica:
             ) from None
         match told:
             case wire.Loaded():
+                self.has_held = True
                 served = Served(told.name, told.version, wire.specs(told.inputs), wire.specs(told.outputs))
                 parts = ({n[len(p) :]: t for n, t in tensors.items() if n.startswith(p)} for p in ("input/", "output/"))
                 return Held(served, Probe(*parts), told.by_delta, told.stored_s)
