@@ -296,17 +296,18 @@ def test_a_model_that_does_not_load_is_told(command, runs, tmp_path):
 def test_a_live_run_with_tables_is_followed_by_what_is_new(tmp_path, monkeypatch):
     monkeypatch.setenv("SHOAL_RUNS", str(tmp_path / "live"))
     job_file = Path(__file__).parent / "rated.py"
-    settings = ["--set", "epochs=400", "--set", "storing.every_steps=40", "--set", "storing.keep_last=50"]
+    settings = ["--set", "epochs=4000", "--set", "storing.every_steps=40", "--set", "storing.keep_last=50"]
     call = partial(main, ["train", str(job_file), "--name", "run", "--quiet", *settings])
     with in_background(call, "run") as run:
         run.until("stored", 40)
         with service("run", "--follow", "--shadow", 0, "--canary", "none") as running:
-            running.until(lambda events: sum(e["kind"] == "promoted" for e in events) >= 5)
+            running.until(lambda events: sum(e["kind"] == "loaded" and e["by_delta"] for e in events) >= 2)
+            running.until_event("promoted", [e["version"] for e in running.events if e["kind"] == "loaded"][-1])
             answers = [answered(running.url) for _ in range(20)]
             loaded = [event for event in running.events if event["kind"] == "loaded"]
         os.kill(run.pid, signal.SIGTERM)
     assert not [event for event in running.events if event["kind"].endswith("_refused")]
-    assert sum(event["by_delta"] for event in loaded) >= 2 and not loaded[0]["by_delta"]
+    assert not loaded[0]["by_delta"], "there was nothing to add to"
     version, rating = answers[-1]
     found = shoal.predict(tmp_path / "live" / "run", asked(), version=version)["rating"]
     np.testing.assert_allclose(rating, found.numpy(), rtol=1e-5)
