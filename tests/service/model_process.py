@@ -82,6 +82,8 @@ class Kinds:
 def _figures(source: Source) -> dict[str, Any]:
     if source.path == "unmeasured":
         raise ValueError("no data")
+    if source.path == "misnamed":
+        raise ConfigError("there is no such column")
     return {"accuracy": 0.5 if source.path == "worse" else 0.9 + 0.001 * (source.version or 0)}
 
 

@@ -45,6 +45,7 @@ def test_each_new_version_is_taken_and_no_request_fails():
 BAD = {
     "worse": "gate_refused: accuracy >= live -0.01: 0.5 where >= 0.891 is needed",
     "unmeasured": "gate_refused: metrics: ValueError: no data",
+    "misnamed": "gate_refused: metrics: there is no such column",
     "skewed": "gate_refused: skew: of 2 training samples",
     "broken": "gate_refused: replay: 1 of 1 requests failed: ValueError: it cannot bear this",
     "wider": "gate_refused: signature: ",

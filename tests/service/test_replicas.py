@@ -61,6 +61,19 @@ def test_a_request_that_ends_every_process_fails_and_the_service_stays():
     run(test)
 
 
+def test_a_frozen_process_is_replaced_and_its_request_answered_by_another():
+    async def test():
+        async with serviced({1: "good"}, loading=replace(LOADING, compute_s=1.0)) as service:
+            (frozen,) = pids([await service.ask(1.0)])
+            os.kill(frozen, signal.SIGSTOP)
+            answer = await service.ask(2.0)
+            assert float(answer.outputs["sum"][0]) == 3.0 and pids([answer]) != {frozen}
+            await service.until("replica_replaced", 1)
+        assert not is_there(frozen)
+
+    run(test)
+
+
 def test_what_a_model_raises_is_told_and_its_process_goes_on():
     async def test():
         async with serviced({1: "good"}) as service:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from shoal.errors import Fault
+from shoal.errors import ShoalError
 from shoal.rollout import Check, Threshold
 from shoal.service.release import Release
 from shoal.serving.answering import Served
@@ -47,7 +47,7 @@ def _fits(served: Served, live: Release | None) -> Check:
 async def _measured(candidate: Release) -> tuple[dict[str, Any], list[Check]]:
     try:
         return await candidate.measure(), []
-    except Fault as error:
+    except ShoalError as error:
         return {}, [Check("metrics", False, error.message)]
 
 

@@ -25,10 +25,12 @@ _END_S = 5.0
 @dataclass(frozen=True, kw_only=True)
 class Loading:
     """``command``: what begins a model's process, but for its two descriptors: its socket, and one that closes with
-    the service. ``most_s``: how long a model may take to load; ``num_threads``: torch's, for each process."""
+    the service. ``most_s``: how long a model may take to load, ``compute_s``: for a batch; a process that takes longer
+    is ended, for it is frozen or stuck. ``num_threads``: torch's, for each process."""
 
     command: Sequence[str]
     most_s: float = 120.0
+    compute_s: float = 60.0
     num_threads: int = 1
 
 
@@ -130,7 +132,10 @@ class Replica:
         """As ``Runner``."""
         answer: asyncio.Future[Mapping[str, Tensor]] = asyncio.get_running_loop().create_future()
 
+        stuck = asyncio.get_running_loop().call_later(self._loading.compute_s, self._kill)
+
         def tell(asked: asyncio.Future[wire.Outcome]) -> None:
+            stuck.cancel()
             if answer.done():
                 return
             if (error := asked.exception()) is not None:
