@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import importlib
 import sys
 
 import pytest
 
 from shoal.errors import ConfigError
-from shoal.job import Job, describe, hash_job, load_job, override, parse_settings
+from shoal.job import Job, describe, files_of, hash_job, load_job, override, parse_settings
 
 JOB = """
 import numpy as np
@@ -108,6 +109,22 @@ def test_the_revision_is_the_same_in_another_folder(write, tmp_path):
     (tmp_path / "copy").mkdir()
     (tmp_path / "copy" / "job.py").write_text(JOB)
     assert hash_job(path) == hash_job(tmp_path / "copy" / "job.py")
+
+
+def test_the_code_is_what_is_imported_whatever_else_the_process_has_loaded(write, tmp_path, monkeypatch):
+    write("", "loaded_beside.py")
+    for name in ("parts/__init__.py", "parts/deep/inner.py", "parts/deep/other.py", "parts/late.py", "parts/unused.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "parts" / "deep" / "inner.py").write_text("from . import other\nfrom .. import missing\n")
+    (tmp_path / "parts" / "late.py").write_text("import no_such_module, torch\nfrom shoal import job\n")
+    path = write("from parts.deep import inner\n" + JOB + "\ndef later():\n    from parts import late\n")
+    names = ["job.py", "parts/__init__.py", "parts/deep/inner.py", "parts/deep/other.py", "parts/late.py"]
+    assert [file.relative_to(tmp_path).as_posix() for file in files_of(path)] == names
+    before = hash_job(path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(sys.modules, "loaded_beside", importlib.import_module("loaded_beside"))
+    assert hash_job(path) == before
 
 
 # Settings

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shoal.job.loading import files_of
+from shoal.job import files_of
 from shoal.launch.code import Code
 from shoal.launch.rehearsal import prepared
 

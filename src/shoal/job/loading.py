@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import importlib.util
-import os
 import sys
 import traceback
 from pathlib import Path
@@ -56,26 +53,3 @@ def _line(error: Exception, path: Path) -> int:
         return error.lineno
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path]
     return lines[-1] or 0 if lines else 0
-
-
-def files_of(path: Path) -> list[Path]:
-    """The code of a job that has been loaded: its file, and every module in the file's folder that it has imported."""
-    folder = path.resolve().parent
-    files = {path.resolve()}
-    is_near = functools.cache(lambda place: folder in (real := Path(place).resolve(), *real.parents))
-    for module in list(sys.modules.values()):
-        file = getattr(module, "__file__", None) or ""
-        # Some modules name files that are not there, such as torch.classes' "_classes.py".
-        if os.path.isabs(file) and file.endswith(".py") and is_near(os.path.dirname(file)):
-            files.add(Path(file).resolve())
-    own = Path(__file__).resolve().parents[1]
-    return sorted(f for f in files if folder in f.parents and own not in f.parents and "site-packages" not in f.parts)
-
-
-def hash_job(path: Path) -> str:
-    """A digest of the job's code: its revision."""
-    folder = path.resolve().parent
-    digest = hashlib.sha256()
-    for file in files_of(path):
-        digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()[:16]

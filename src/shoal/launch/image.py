@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from shoal.errors import ConfigError, Fault, StoreFault
-from shoal.job.loading import files_of
+from shoal.job import files_of
 from shoal.launch.dockerfile import IGNORED, dockerfile
 from shoal.launch.exporting import export, is_package, verified
 from shoal.launch.pins import Pins, pins_of

@@ -14,8 +14,7 @@ import torch
 
 from shoal.codecs import warm_up
 from shoal.errors import ConfigError, ShoalError
-from shoal.job import Job, describe, hash_job, load_job, override, parse_settings
-from shoal.job.loading import files_of
+from shoal.job import Job, describe, files_of, hash_job, load_job, override, parse_settings
 from shoal.lanes import Order
 from shoal.shards import has_tables
 from shoal.sources import Source, to_device

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 
 from shoal.errors import ConfigError, Fault, ShoalError
-from shoal.job.loading import files_of
+from shoal.job import files_of
 from shoal.job.task import TensorSpec
 from shoal.serving.datatypes import DTYPES, refuse_without_numpy
 from shoal.serving.package import Package, read, write
