@@ -35,10 +35,11 @@ from shoal.job.task import TensorSpec
 from shoal.serving.answering import Alone
 from shoal.serving.app import App
 from shoal.serving.codec import LENGTH_HEADER
+from shoal.serving.http1 import HttpServer
 from shoal.serving.inference import Face
 from shoal.serving.messages import message
 from shoal.serving.rpc import GrpcServer
-from shoal.serving.server import http_server, listen
+from shoal.serving.server import listen
 
 GRPC_METHOD = "/inference.GRPCInferenceService/ModelInfer"
 INFER = "/v2/models/fuzzed/infer"
@@ -218,7 +219,7 @@ async def serve() -> None:
     await rpc.start()
     with listen("127.0.0.1", 0) as listener:
         print(listener.getsockname()[1], rpc.port, flush=True)
-        await http_server(App(face)).serve(sockets=[listener])
+        await HttpServer(App(face)).serve(listener)
     await rpc.stop(1.0)
 
 

@@ -36,7 +36,7 @@ ONLY_IN = {
     "zmq": "shoal.comm",
     "ray": "shoal.launch.ray shoal.launch.ray_serve",
     "starlette": "shoal.serving",
-    "uvicorn": "shoal.serving",
+    "httptools": "shoal.serving",
     "grpc": "shoal.serving",
     "google": "shoal.serving",
     "flask": "shoal.serving",
@@ -138,7 +138,7 @@ def test_importing_shoal_starts_nothing_and_loads_no_engine() -> None:
         "import shoal\n"
         "assert threading.active_count() == threads\n"
         "assert set(os.listdir()) == folder\n"
-        "engines = {'ray', 'starlette', 'grpc', 'flask', 'uvicorn', 'httpx', 's3fs', 'sklearn', 'mlflow', 'pyspark', "
+        "engines = {'ray', 'starlette', 'grpc', 'flask', 'httptools', 'httpx', 's3fs', 'sklearn', 'mlflow', 'pyspark', "
         "'onnx', 'sigstore', 'opentelemetry'}\n"
         "print(sorted(engines & set(sys.modules)))\n"
     )

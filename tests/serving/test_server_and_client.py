@@ -18,6 +18,7 @@ from shoal.serving import ModelPredictor, Server, predict, serve
 from shoal.serving.datatypes import DTYPES, from_bytes, from_json, to_bytes, to_json
 
 TIMES = torch.tensor([1, 10])
+OURS = ("shoal.serving.app", "shoal.serving.http1")
 ROW = torch.tensor([[1, 2, 3], [4.5, 0, -1]])
 
 
@@ -144,11 +145,11 @@ def test_serve_announces_its_address_and_ends_by_sigterm(request: pytest.Fixture
             process.kill()
 
 
-@pytest.mark.parametrize("missing", ["starlette", "uvicorn", "httpx"])
+@pytest.mark.parametrize("missing", ["starlette", "httptools", "httpx"])
 def test_a_missing_package_names_the_extra(
     monkeypatch: pytest.MonkeyPatch, predictor: ModelPredictor, missing: str
 ) -> None:
-    for name in [name for name in sys.modules if name.split(".")[0] == missing or name == "shoal.serving.app"]:
+    for name in [name for name in sys.modules if name.split(".")[0] == missing or name in OURS]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [Without(missing), *sys.meta_path])
     with pytest.raises(ConfigError, match=rf"needs the package {missing}: pip install 'shoal\[serve\]'"):

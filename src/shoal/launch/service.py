@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +28,7 @@ from shoal.serving.access import Key
 from shoal.serving.extra import serve_extra
 from shoal.serving.limits import Limits
 from shoal.serving.package import read
-from shoal.serving.server import Tls, http_server, listen, model_url, url_of
+from shoal.serving.server import Tls, listen, model_url, signals, url_of
 from shoal.training.folder import RunFolder
 from shoal.versions import Store, Versions
 
@@ -207,6 +206,7 @@ class _Service:
         """The signal that ended it."""
         from shoal.serving.admin import admin_app
         from shoal.serving.app import App
+        from shoal.serving.http1 import HttpServer
         from shoal.serving.inference import Face
 
         serving = self._serving
@@ -214,13 +214,13 @@ class _Service:
             conductor = self._conductor()
             face = Face(service=self._switch, limits=serving.limits, key=self._key, seen=self._seen)
             servers = [
-                (http_server(App(face), serving.tls, heeds_signals=False), listener),
-                (http_server(admin_app(conductor, self._admin_key, self), heeds_signals=False), admin_listener),
+                (HttpServer(App(face), serving.tls.context() if serving.tls else None), listener),
+                (HttpServer(admin_app(conductor, self._admin_key, self)), admin_listener),
             ]
             grpc = await self._grpc(face)
             self._folder.write(self._record(target, url_of(listener, serving.tls), url_of(admin_listener), grpc))
-            with _signals() as ended:
-                faces = [asyncio.create_task(server.serve(sockets=[socket])) for server, socket in servers]
+            with signals() as ended:
+                faces = [asyncio.create_task(server.serve(socket)) for server, socket in servers]
                 others = [asyncio.create_task(self._see()), asyncio.create_task(conductor.run())]
                 try:
                     await _first(ended, asyncio.create_task(conductor.start(version)))
@@ -231,7 +231,7 @@ class _Service:
                         await _first(ended, *faces, *others)
                 finally:
                     for server, _ in servers:
-                        server.should_exit = True
+                        server.end()
                     closing = [grpc.stop(_GRACE_S)] if grpc is not None else []
                     await asyncio.gather(*faces, *closing, return_exceptions=True)
                     for task in others:
@@ -297,23 +297,3 @@ async def _first(ended: asyncio.Future[int], *tasks: asyncio.Task[None]) -> None
     for task in tasks:
         if task.done():
             task.result()
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[asyncio.Future[int]]:
-    """Done with the number of the first signal to end that comes. A second one ends at once."""
-    loop = asyncio.get_running_loop()
-    ended: asyncio.Future[int] = loop.create_future()
-
-    def end(number: int) -> None:
-        if ended.done():
-            os._exit(128 + number)
-        ended.set_result(number)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, end, number)
-    try:
-        yield ended
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)

@@ -12,11 +12,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from shoal.errors import ConfigError, Fault
 from shoal.job.task import TensorSpec
 from shoal.serving.answering import NotReady, Served, find
-from shoal.serving.inference import Face, Inference, OpenInference, PlainColumns, Receive, Scope, Send, refusal
+from shoal.serving.inference import Face, Inference, OpenInference, PlainColumns, refusal
 from shoal.serving.openapi import document, shoal_version
 
 _PAGE_HEADERS = {

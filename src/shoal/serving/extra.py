@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from shoal.errors import ConfigError
 
 _EXTRAS = {
-    **dict.fromkeys(("starlette", "uvicorn", "uvloop", "httpx", "prometheus_client"), "serve"),
+    **dict.fromkeys(("starlette", "httptools", "uvloop", "httpx", "prometheus_client"), "serve"),
     **dict.fromkeys(("grpc", "google"), "grpc"),
     "flask": "flask",
     "opentelemetry": "traces",

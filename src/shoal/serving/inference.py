@@ -9,9 +9,9 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 import msgspec
 
@@ -24,6 +24,9 @@ from shoal.serving.columns import decode_columns, encode_columns
 from shoal.serving.limits import Limits, TooLarge, TooSlow
 from shoal.serving.seen import Record, Seen
 
+if TYPE_CHECKING:
+    from starlette.types import Message, Receive, Scope, Send
+
 _log = logging.getLogger(__name__)
 
 _LARGE_BYTES = 1 << 18
@@ -34,9 +37,6 @@ _LENGTH_HEADER = LENGTH_HEADER.lower().encode()
 _JSON = (b"content-type", b"application/json")
 _BYTES = (b"content-type", b"application/octet-stream")
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -225,7 +225,7 @@ async def _read(receive: Receive, limits: Limits) -> bytes:
         raise TooSlow(f"the body did not come within {limits.timeout_s} s") from None
 
 
-async def _read_on(receive: Receive, message: MutableMapping[str, Any], limits: Limits) -> bytes:
+async def _read_on(receive: Receive, message: Message, limits: Limits) -> bytes:
     """What is too much is read on, and forgotten: a client that writes hears no answer before it is done."""
     chunks: list[bytes] = []
     size, more = 0, True

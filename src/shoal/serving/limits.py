@@ -6,6 +6,9 @@ from dataclasses import dataclass, fields
 
 from shoal.errors import ConfigError, Fault
 
+BACKLOG = 2048
+"""Connections that may wait to be accepted."""
+
 
 class TooLarge(ConfigError):
     """A request has more bytes or samples than one may have."""

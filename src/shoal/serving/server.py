@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import os
+import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,14 +19,13 @@ from shoal.errors import ConfigError
 from shoal.serving.answering import Alone
 from shoal.serving.batching import Batching
 from shoal.serving.extra import serve_extra
-from shoal.serving.limits import Limits
+from shoal.serving.limits import BACKLOG, Limits
 from shoal.serving.predictor import Predictor
 
 if TYPE_CHECKING:
-    import uvicorn
+    import ssl
 
-_SHUTDOWN_S = 10
-_BACKLOG = 2048
+    from shoal.serving.http1 import HttpServer
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,18 @@ class Tls:
         for path in (self.cert, self.key):
             if not path.is_file():
                 raise ConfigError(f"{path} is no file: TLS needs a certificate and its key, in PEM")
+
+    def context(self) -> ssl.SSLContext:
+        """For a server. ``ConfigError`` if the files are not what they must be."""
+        import ssl
+
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        try:
+            context.load_cert_chain(self.cert, self.key)
+        except OSError as error:  # ssl.SSLError is one
+            raise ConfigError(f"{self.cert} and its key cannot be used for TLS: {error}") from error
+        return context
 
 
 def serve(
@@ -60,9 +74,43 @@ def serve(
         with listen(host, port) as listener:
             if announce:
                 announce(model_url(url_of(listener), predictor.name))
-            server.run(sockets=[listener])
+            with serve_extra():
+                import uvloop
+            number = uvloop.run(_until_a_signal(server, listener))
     finally:
         alone.close()
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
+
+
+async def _until_a_signal(server: HttpServer, listener: socket.socket) -> int:
+    with signals() as ended:
+        serving = asyncio.create_task(server.serve(listener))
+        waited: set[asyncio.Future[Any]] = {ended, serving}
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        server.end()
+        await serving
+        return ended.result()
+
+
+@contextlib.contextmanager
+def signals() -> Iterator[asyncio.Future[int]]:
+    """Done with the number of the first signal to end that comes. A second one ends at once."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[int] = loop.create_future()
+
+    def end(number: int) -> None:
+        if ended.done():
+            os._exit(128 + number)
+        ended.set_result(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end, number)
+    try:
+        yield ended
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
 
 
 class Server:
@@ -78,19 +126,27 @@ class Server:
         self.url = url_of(self._listener)
         self.model_url = model_url(self.url, predictor.name)
         # Connections that come before the thread is ready wait in the listener's backlog.
-        self._thread = threading.Thread(target=self._server.run, args=([self._listener],), name="serve", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name="serve", daemon=True)
+        self._loop: asyncio.AbstractEventLoop
 
     def __enter__(self) -> Self:
+        with serve_extra():
+            import uvloop
+        self._loop = uvloop.new_event_loop()
         self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._server.should_exit = True
+        self._loop.call_soon_threadsafe(self._server.end)
         self._thread.join()
         self._listener.close()
         self._alone.close()
+
+    def _serve(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._server.serve(self._listener))
 
 
 def url_of(listener: socket.socket, tls: Tls | None = None) -> str:
@@ -105,44 +161,19 @@ def model_url(url: str, name: str) -> str:
     return f"{url}/v2/models/{quote(name, safe='')}"
 
 
-def _alone_server(alone: Alone, limits: Limits | None) -> uvicorn.Server:
+def _alone_server(alone: Alone, limits: Limits | None) -> HttpServer:
     with serve_extra():
         from shoal.serving.app import App
+        from shoal.serving.http1 import HttpServer
         from shoal.serving.inference import Face
-    return http_server(App(Face(service=alone, limits=limits or Limits())))
-
-
-def http_server(app: Any, tls: Tls | None = None, *, heeds_signals: bool = True) -> uvicorn.Server:
-    """For an ASGI app. ``heeds_signals``: it ends by SIGTERM and SIGINT, by itself. ``ConfigError`` if the TLS files
-    are none."""
-    with serve_extra():
-        import uvicorn
-    config = uvicorn.Config(
-        app,
-        lifespan="off",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        timeout_graceful_shutdown=_SHUTDOWN_S,
-        ssl_certfile=tls.cert if tls else None,
-        ssl_keyfile=tls.key if tls else None,
-    )
-    try:
-        config.load()
-    except OSError as error:  # ssl.SSLError is one
-        raise ConfigError(f"{tls and tls.cert} and its key cannot be used for TLS: {error}") from error
-    server = uvicorn.Server(config)
-    if not heeds_signals:
-        server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
-    return server
+    return HttpServer(App(Face(service=alone, limits=limits or Limits())))
 
 
 def listen(host: str, port: int) -> socket.socket:
     """``ConfigError`` if the address cannot be had."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, OverflowError) as error:
         raise ConfigError(f"cannot serve on {host}:{port}: {error}; choose another host or port") from error
     # asyncio does this only where it made the socket; without it, an answer waits 40 ms for a delayed ack.

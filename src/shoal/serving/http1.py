@@ -1,0 +1,443 @@
+"""HTTP/1.1 for an ASGI app, as lean as it can be: what reads the bytes is llhttp, by httptools.
+
+Each connection has one exchange after another; what is sent ahead waits. See ADR 21 for why this is here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import http
+import logging
+import socket
+import urllib.parse
+from collections import deque
+from typing import TYPE_CHECKING, Any, cast
+
+import httptools
+import msgspec
+
+from shoal.serving.limits import BACKLOG
+
+if TYPE_CHECKING:
+    import ssl
+
+    from starlette.types import ASGIApp, Message, Scope
+
+_log = logging.getLogger(__name__)
+
+
+_MOST_HEAD_BYTES = 1 << 16
+_MOST_AHEAD_BYTES = 1 << 18
+"""Of a body, that nobody has taken yet."""
+_MOST_AHEAD = 32
+"""Requests on one connection that wait for the one before them."""
+_IDLE_S = 75.0
+_SLOW_S = 30.0
+"""For a request's head to come, for the rest of a refused body, and for a client to read an answer."""
+_LONG_URL = 256
+"""Longer ones are not remembered."""
+_SWEEP_S = 1.0
+_SHUTDOWN_S = 10.0
+_HANDSHAKE_S = 10.0
+_BODILESS = frozenset({204, 304})
+_STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in http.HTTPStatus}
+_CLOSE = (b"connection", b"close")
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_ASGI = {"version": "3.0", "spec_version": "2.3"}
+_GONE: Message = {"type": "http.disconnect"}
+
+
+class HttpServer:
+    """Serves an ASGI app on one listener."""
+
+    def __init__(self, app: ASGIApp, tls: ssl.SSLContext | None = None) -> None:
+        self._app = app
+        self._tls = tls
+        self._connections: set[_Connection] = set()
+        self._ended = asyncio.Event()
+
+    async def serve(self, listener: socket.socket) -> None:
+        """Until ``end``: then finish what was asked, for at most 10 s."""
+        loop = asyncio.get_running_loop()
+        shared = _Shared(self._app, "https" if self._tls else "http", self._connections)
+        handshake_s = _HANDSHAKE_S if self._tls else None
+        server = await loop.create_server(
+            lambda: _Connection(shared, loop), sock=listener, ssl=self._tls, ssl_handshake_timeout=handshake_s,
+            backlog=BACKLOG,
+        )  # fmt: skip
+        sweeping = asyncio.create_task(self._sweep())
+        try:
+            await self._ended.wait()
+        finally:
+            server.close()
+            sweeping.cancel()
+            await self._finish()
+
+    def end(self) -> None:
+        """From the loop that serves."""
+        self._ended.set()
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            now_s = asyncio.get_running_loop().time()
+            for connection in list(self._connections):
+                connection.close_if_idle(now_s)
+
+    async def _finish(self) -> None:
+        for connection in list(self._connections):
+            connection.finish()
+        until_s = asyncio.get_running_loop().time() + _SHUTDOWN_S
+        while self._connections and asyncio.get_running_loop().time() < until_s:
+            await asyncio.sleep(0.01)
+        for connection in list(self._connections):
+            connection.abort()
+
+
+class _Shared:
+    """What all connections of a server have in common."""
+
+    __slots__ = ("app", "connections", "scheme")
+
+    def __init__(self, app: ASGIApp, scheme: str, connections: set[_Connection]) -> None:
+        self.app = app
+        self.scheme = scheme
+        self.connections = connections
+
+
+class _Connection(asyncio.Protocol):
+    """Reads requests, and has them answered in their order."""
+
+    def __init__(self, shared: _Shared, loop: asyncio.AbstractEventLoop) -> None:
+        self._shared = shared
+        self._loop = loop
+        self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
+        self._transport: asyncio.Transport
+        self._client: tuple[str, int] | None = None
+        self._server: tuple[str, int] | None = None
+        self._url = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._expects = False
+        self._head_bytes = 0
+        self._coming: _Exchange | None = None
+        """Whose body is being read."""
+        self._current: _Exchange | None = None
+        """Which is being answered; perhaps the same."""
+        self._waiting: deque[_Exchange] = deque()
+        self._task: asyncio.Task[None] | None = None
+        self._since_s = loop.time()
+        self._is_paused = False
+        self.may_write: asyncio.Event | None = None
+        """To be waited for before more is written, if it is there."""
+        self.is_last = False
+        """The connection ends with the answer that is being made."""
+
+    # Of asyncio
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
+        self._client = _address(transport.get_extra_info("peername"))
+        self._server = _address(transport.get_extra_info("sockname"))
+        self._shared.connections.add(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._shared.connections.discard(self)
+        self._waiting.clear()
+        self._parser = None  # they hold each other
+        self.is_last = True
+        if self._current is not None:
+            self._current.hang_up()
+        if self.may_write is not None:
+            self.may_write.set()
+
+    def data_received(self, data: bytes) -> None:
+        if self._parser is None or (self.is_last and self._coming is None):
+            return
+        if self._coming is None:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self.is_last = True  # it is answered as what it is without: nothing else is spoken here
+        except httptools.HttpParserError as error:
+            self._refuse(400, f"this is no HTTP request: {error.__context__ or error}")
+        else:
+            if self._coming is None and self._head_bytes > _MOST_HEAD_BYTES:
+                self._refuse(431, f"the head of a request has at most {_MOST_HEAD_BYTES} bytes")
+        self._weigh()
+        self._start_next()
+
+    def pause_writing(self) -> None:
+        self.may_write = asyncio.Event()
+        self._since_s = self._loop.time()
+
+    def resume_writing(self) -> None:
+        if self.may_write is not None:
+            self.may_write.set()
+        self.may_write = None
+
+    # Of the parser
+
+    def on_message_begin(self) -> None:
+        self._url, self._headers, self._expects = b"", [], False
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._coming is not None:
+            return  # after a body in chunks: nobody asks for these
+        name = name.lower()
+        self._headers.append((name, value))
+        if name == b"expect":
+            self._expects = True
+
+    def on_headers_complete(self) -> None:
+        parser, url = self._parser, self._url
+        assert parser is not None
+        path, raw_path, query = _split(url) if len(url) > _LONG_URL else _known(url)
+        scope = {
+            "type": "http", "asgi": _ASGI, "http_version": parser.get_http_version(), "server": self._server,
+            "client": self._client, "scheme": self._shared.scheme, "method": parser.get_method().decode("ascii"),
+            "root_path": "", "path": path, "raw_path": raw_path, "query_string": query, "headers": self._headers,
+        }  # fmt: skip
+        self._head_bytes = 0
+        self._coming = _Exchange(self, scope, parser.should_keep_alive(), self._expects)
+        self._waiting.append(self._coming)
+
+    def on_body(self, data: bytes) -> None:
+        if self._coming is not None:
+            self._coming.feed(data)
+
+    def on_message_complete(self) -> None:
+        if self._coming is not None:
+            self._coming.has_all()
+        self._coming = None
+
+    # Exchanges
+
+    def _weigh(self) -> None:
+        """Read on, unless too much has come that nobody has taken."""
+        has_much = self._coming is not None and self._coming.num_bytes > _MOST_AHEAD_BYTES
+        if (has_much or len(self._waiting) > _MOST_AHEAD) != self._is_paused:
+            self._is_paused = not self._is_paused
+            if self._is_paused:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
+
+    def _start_next(self) -> None:
+        if self._current is None and self._waiting:
+            self._current = exchange = self._waiting.popleft()
+            self._task = self._loop.create_task(self._answer(exchange))
+
+    async def _answer(self, exchange: _Exchange) -> None:
+        try:
+            await self._shared.app(exchange.scope, exchange.receive, exchange.send)
+        except Exception:  # noqa: BLE001 - the server answers others
+            _log.exception("an answer could not be made")
+        if not exchange.is_answered and not exchange.has_gone:
+            if exchange.has_begun:
+                self.is_last = True
+            else:
+                await exchange.fail()
+        if self.may_write is not None:
+            await self.may_write.wait()
+        self._current = self._task = None
+        self._since_s = self._loop.time()
+        if self.is_last or not exchange.keeps_alive:
+            self.is_last = True
+            self._transport.close()
+        else:
+            self.took()
+            self._start_next()
+
+    def write(self, data: bytes) -> None:
+        """A part of an answer."""
+        self._transport.write(data)
+
+    def took(self) -> None:
+        """There may be room for more."""
+        if self._is_paused:
+            self._weigh()
+
+    def _refuse(self, status: int, reason: str) -> None:
+        """What cannot be understood; nor can what comes after it."""
+        broken, self._coming, self.is_last = self._coming, None, True
+        if broken is not self._current or (broken is None and self._waiting):
+            return  # those before it are answered
+        if broken is None or not broken.has_begun:
+            body = msgspec.json.encode({"error": reason})
+            headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+            self._transport.write(_head(status, [*headers, _CLOSE]) + body)
+        if broken is not None:
+            broken.hang_up()
+        self._transport.close()
+
+    # Of the server
+
+    def close_if_idle(self, now_s: float) -> None:
+        """Close it if nothing has come for long, or too little; or if nothing is read there."""
+        waited_s = now_s - self._since_s
+        if self.may_write is not None:
+            if waited_s > _SLOW_S:
+                self._transport.abort()
+        elif self._current is None:
+            is_idle = self._coming is None and not self._head_bytes
+            if waited_s > (_IDLE_S if is_idle else _SLOW_S):
+                self._transport.close()
+
+    def finish(self) -> None:
+        """Close it once what is being answered is."""
+        self.is_last = True
+        if self._current is None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close it now."""
+        if self._task is not None:
+            self._task.cancel()
+        self._transport.abort()
+
+
+class _Exchange:
+    """One request and its answer, as ASGI has them."""
+
+    __slots__ = (
+        "_chunks", "_connection", "_expects", "_has_all", "_is_bare", "_is_chunked", "_start", "_waiter", "_was_told",
+        "has_begun", "has_gone", "is_answered", "keeps_alive", "num_bytes", "scope",
+    )  # fmt: skip
+
+    def __init__(self, connection: _Connection, scope: Scope, keeps_alive: bool, expects: bool) -> None:
+        self.scope = scope
+        self.keeps_alive = keeps_alive
+        self.has_begun = self.has_gone = self.is_answered = False
+        self.num_bytes = 0
+        """Of the body, that nobody has taken yet."""
+        self._connection = connection
+        self._expects = expects
+        self._chunks: list[bytes] = []
+        self._has_all = self._was_told = self._is_chunked = self._is_bare = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._start: Message | None = None
+
+    # The request
+
+    def feed(self, data: bytes) -> None:
+        """A part of the body. What comes after the answer is of no use."""
+        if not self.is_answered:
+            self._chunks.append(data)
+            self.num_bytes += len(data)
+            self._wake()
+
+    def has_all(self) -> None:
+        """That was the body."""
+        self._has_all = True
+        self._wake()
+
+    def hang_up(self) -> None:
+        """Nobody is there any more to be answered."""
+        self.has_gone = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def receive(self) -> Message:
+        """The body, in parts as they come; when all of it was told, that nobody is there any more."""
+        if self._expects and not (self._chunks or self._has_all or self.has_begun):
+            self._expects = False
+            self._connection.write(_CONTINUE)
+        while not (self.has_gone or self.is_answered or (not self._was_told and (self._chunks or self._has_all))):
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        if self.has_gone or self.is_answered:
+            return _GONE
+        body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks, self.num_bytes, self._was_told = [], 0, self._has_all
+        self._connection.took()
+        return {"type": "http.request", "body": body, "more_body": not self._has_all}
+
+    # The answer
+
+    async def send(self, message: Message) -> None:
+        """A part of the answer."""
+        if self.has_gone:
+            return
+        if self._start is None:
+            self._start = message
+            return
+        body, has_more = message.get("body", b""), message.get("more_body", False)
+        head = b""
+        if not self.has_begun:
+            self.has_begun = True
+            head = self._begin(len(body), has_more)
+        if self._is_bare:
+            body = b""
+        elif self._is_chunked:
+            body = _chunk(body, has_more)
+        if head or body:
+            self._connection.write(head + body)
+        if not has_more:
+            self.is_answered = True
+            self._chunks, self.num_bytes = [], 0
+            self._wake()
+        elif self._connection.may_write is not None:
+            await self._connection.may_write.wait()
+
+    def _begin(self, num_bytes: int, has_more: bool) -> bytes:
+        """The head of the answer."""
+        assert self._start is not None
+        status, headers = self._start["status"], list(self._start.get("headers", ()))
+        is_recent = self.scope["http_version"] == "1.1"
+        has_length = any(name == b"content-length" for name, _ in headers)
+        self._is_bare = self.scope["method"] == "HEAD" or status in _BODILESS
+        if not (has_length or has_more or status in _BODILESS):
+            headers.append((b"content-length", b"%d" % num_bytes))
+        elif not (has_length or status in _BODILESS):
+            self._is_chunked = is_recent
+            self.keeps_alive = self.keeps_alive and is_recent
+            headers += [(b"transfer-encoding", b"chunked")] * is_recent
+        if self._expects and not self._has_all:
+            self.keeps_alive = False  # whether the body will come is not known
+        if _CLOSE in headers:
+            self.keeps_alive = False
+        elif not self.keeps_alive or self._connection.is_last:
+            self.keeps_alive = False
+            headers.append(_CLOSE)
+        elif not is_recent:
+            headers.append((b"connection", b"keep-alive"))
+        return _head(status, headers)
+
+    async def fail(self) -> None:
+        """Answer that the app did not."""
+        self._start, self.keeps_alive = None, False
+        await self.send({"type": "http.response.start", "status": 500})
+        await self.send({"type": "http.response.body"})
+
+
+def _head(status: int, headers: list[tuple[bytes, bytes]]) -> bytes:
+    line = _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+    return b"".join([line, *(b"%b: %b\r\n" % header for header in headers), b"\r\n"])
+
+
+def _chunk(body: bytes, has_more: bool) -> bytes:
+    part = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+    return part if has_more else part + b"0\r\n\r\n"
+
+
+def _split(url: bytes) -> tuple[str, bytes, bytes]:
+    """The path, the same as it came, and the query. ``HttpParserInvalidURLError`` for what is no URL."""
+    parsed = httptools.parse_url(url)
+    raw_path = parsed.path or b"/"
+    path = raw_path.decode("ascii")
+    return urllib.parse.unquote(path) if "%" in path else path, raw_path, parsed.query or b""
+
+
+_known = functools.lru_cache(256)(_split)
+
+
+def _address(found: Any) -> tuple[str, int] | None:
+    return (str(found[0]), int(found[1])) if isinstance(found, tuple) and len(found) >= 2 else None
