@@ -130,8 +130,8 @@ class _Connection(asyncio.Protocol):
         self._is_paused = False
         self.may_write: asyncio.Event | None = None
         """To be waited for before more is written, if it is there."""
-        self.is_last = False
-        """The connection ends with the answer that is being made."""
+        self._is_ending = False
+        """Nothing more is read, and the connection ends once what has come is answered."""
 
     # Of asyncio
 
@@ -145,21 +145,21 @@ class _Connection(asyncio.Protocol):
         self._shared.connections.discard(self)
         self._waiting.clear()
         self._parser = None  # they hold each other
-        self.is_last = True
+        self._is_ending = True
         if self._current is not None:
             self._current.hang_up()
         if self.may_write is not None:
             self.may_write.set()
 
     def data_received(self, data: bytes) -> None:
-        if self._parser is None or (self.is_last and self._coming is None):
+        if self._parser is None or (self._is_ending and self._coming is None):
             return
         if self._coming is None:
             self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self.is_last = True  # it is answered as what it is without: nothing else is spoken here
+            self._is_ending = True  # it is answered as what it is without: nothing else is spoken here
         except httptools.HttpParserError as error:
             self._refuse(400, f"this is no HTTP request: {error.__context__ or error}")
         else:
@@ -239,7 +239,7 @@ class _Connection(asyncio.Protocol):
             _log.exception("an answer could not be made")
         if not exchange.is_answered and not exchange.has_gone:
             if exchange.has_begun:
-                self.is_last = True
+                exchange.keeps_alive = False
             else:
                 await exchange.fail()
         if self.may_write is not None:
@@ -247,11 +247,17 @@ class _Connection(asyncio.Protocol):
         self._current = self._task = None
         self._since_s = self._loop.time()
         if self.is_last or not exchange.keeps_alive:
-            self.is_last = True
+            self._is_ending = True
+            self._waiting.clear()
             self._transport.close()
         else:
             self.took()
             self._start_next()
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the connection ends with the answer that is being made."""
+        return self._is_ending and not self._waiting
 
     def write(self, data: bytes) -> None:
         """A part of an answer."""
@@ -263,10 +269,12 @@ class _Connection(asyncio.Protocol):
             self._weigh()
 
     def _refuse(self, status: int, reason: str) -> None:
-        """What cannot be understood; nor can what comes after it."""
-        broken, self._coming, self.is_last = self._coming, None, True
-        if broken is not self._current or (broken is None and self._waiting):
-            return  # those before it are answered
+        """What cannot be understood; nor can what comes after it. What came before it is answered."""
+        broken, self._coming, self._is_ending = self._coming, None, True
+        if broken is not None and broken in self._waiting:
+            self._waiting.remove(broken)
+        if self._waiting or broken is not self._current is not None:
+            return
         if broken is None or not broken.has_begun:
             body = msgspec.json.encode({"error": reason})
             headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
@@ -290,7 +298,8 @@ class _Connection(asyncio.Protocol):
 
     def finish(self) -> None:
         """Close it once what is being answered is."""
-        self.is_last = True
+        self._is_ending = True
+        self._waiting.clear()
         if self._current is None:
             self._transport.close()
 
