@@ -16,7 +16,7 @@ from shoal.job.task import TensorSpec
 from shoal.serving.answering import Served
 from shoal.serving.codec import LENGTH_HEADER
 from shoal.serving.datatypes import DTYPES
-from shoal.serving.predictor import FREE_SIZE
+from shoal.serving.layout import FREE_SIZE
 
 Json = dict[str, Any]
 

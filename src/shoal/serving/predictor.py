@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from shoal.errors import ConfigError
 from shoal.job.task import Batch, Predicts, Task, TensorSpec
 from shoal.serving.datatypes import DTYPES, datatype_of
-
-FREE_SIZE = 32
-"""Of an axis of any size, where a model is tried."""
+from shoal.serving.layout import FREE_SIZE, lay_out
 
 
 class Predictor(Protocol):
@@ -71,7 +69,8 @@ def make_predictor(
 ) -> ModelPredictor:
     """Build the task's model, load a version's parameters and buffers into it, and try it on two samples.
 
-    The trial (zeros; 32 where a shape is free beyond the samples) says what the outputs are. A task that does not
+    The trial (zeros; 32 where a shape is free beyond the samples) says what the outputs are. Convolutions are computed
+    channels last where that answers the same. A task that does not
     implement ``Predicts`` needs an ``example`` batch, whose first tensor says what the input is. ``ConfigError`` if the
     tensors are not the model's, or the trial fails.
     """
@@ -85,7 +84,9 @@ def make_predictor(
     inputs = tuple(predicts.inputs())
     _check(inputs)
     outputs = _try(predicts, model, inputs)
-    return ModelPredictor(name=name, version=version, inputs=inputs, outputs=outputs, task=predicts, model=model)
+    served = ModelPredictor(name=name, version=version, inputs=inputs, outputs=outputs, task=predicts, model=model)
+    lay_out(model, served.predict, inputs)
+    return served
 
 
 def _spec_of(task: Task, example: Batch | None) -> TensorSpec:
