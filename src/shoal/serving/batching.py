@@ -119,6 +119,8 @@ class Batcher:
         self._queue: deque[_Waiting] = deque()
         self._num_bytes = self._num_samples = 0
         self._pace = Pace()
+        self._size = self._batching.max_samples
+        """Of a batch, as large as it may be."""
         self._idle: deque[Runner] = deque()
         self._at_work: dict[Runner, asyncio.Future[Tensors]] = {}
         self._gone: set[Runner] = set()
@@ -132,7 +134,7 @@ class Batcher:
 
     @property
     def num_runners(self) -> int:
-        return len(self._idle) + len(self._at_work.keys() - self._gone)
+        return len(self._idle) + len(self._at_work) - len(self._gone)
 
     def add(self, runner: Runner) -> None:
         """Let it have work, beginning with what waits."""
@@ -164,6 +166,8 @@ class Batcher:
         bounds = self._batching
         if self._is_closed:
             raise Overloaded("the server is ending: ask again, and another will answer")
+        if not self._queue:
+            return
         if len(self._queue) >= bounds.max_requests:
             self._forget_those_who_left()
         num, wait_s = len(self._queue), self._wait_s()
@@ -178,8 +182,7 @@ class Batcher:
 
     def _wait_s(self) -> float:
         """Until one more would have been computed, about."""
-        pace, bounds = self._pace, self._batching
-        size = pace.most_within(bounds.max_batch_s, bounds.max_samples)
+        pace, size = self._pace, self._size
         num_batches, num_runners = -(-(self._num_samples + 1) // size), max(1, self.num_runners)
         ahead_s = pace.batch_s * num_batches + pace.sample_s * (self._num_samples + 1)
         return ahead_s / num_runners + (pace.takes_s(size) / 2 if self._at_work else 0.0)
@@ -199,7 +202,7 @@ class Batcher:
     def _waiting(self, inputs: Tensors, timeout_s: float) -> _Waiting:
         return _Waiting(
             inputs,
-            len(next(iter(inputs.values()))),
+            next(iter(inputs.values())).shape[0],
             sum(tensor.nbytes for tensor in inputs.values()),
             tuple((name, tuple(tensor.shape[1:])) for name, tensor in inputs.items()),
             self._clock.monotonic_s() + timeout_s,
@@ -287,6 +290,7 @@ class Batcher:
         if self.on_batch is not None:
             self.on_batch(num_samples, took_s)
         self._pace.add(num_samples, took_s)
+        self._size = self._pace.most_within(self._batching.max_batch_s, self._batching.max_samples)
 
     def _put_back(self, batch: Sequence[_Waiting], num_lost: int) -> None:
         """To the front, each by itself."""

@@ -43,6 +43,6 @@ def require_fit(datatype: str, shape: Sequence[int], spec: TensorSpec) -> None:
 
 def require_alike(values: Mapping[str, Tensor]) -> None:
     """As many samples in each input."""
-    if len({len(value) for value in values.values()}) > 1:
+    if len(values) > 1 and len({value.shape[0] for value in values.values()}) > 1:
         counts = ", ".join(f"{name} has {len(value)}" for name, value in values.items())
         raise ConfigError(f"all inputs must count as many samples, first in their shapes: {counts}")

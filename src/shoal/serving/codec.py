@@ -27,7 +27,7 @@ LENGTH_HEADER = "Inference-Header-Content-Length"
 Parameters = dict[str, bool | int | float | str]
 
 
-class _Tensor(msgspec.Struct, omit_defaults=True):
+class _Tensor(msgspec.Struct):
     name: str
     shape: list[int]
     datatype: str
@@ -35,23 +35,45 @@ class _Tensor(msgspec.Struct, omit_defaults=True):
     data: Raw | UnsetType = UNSET
 
 
+class _Output(msgspec.Struct, omit_defaults=True):
+    """A ``_Tensor`` that is to be encoded."""
+
+    name: str
+    shape: Sequence[int]
+    datatype: str
+    parameters: Parameters = {}
+    data: Raw | list[Any] | UnsetType = UNSET
+
+
 class _Wanted(msgspec.Struct):
     name: str
     parameters: Parameters = {}
 
 
-class _Request(msgspec.Struct, omit_defaults=True):
+class _Request(msgspec.Struct):
     inputs: list[_Tensor]
     id: str | None = None
     parameters: Parameters = {}
     outputs: list[_Wanted] | None = None
 
 
-class _Response(msgspec.Struct, omit_defaults=True):
+class _Asked(msgspec.Struct):
+    """A ``_Request`` that is to be encoded."""
+
+    inputs: list[_Output]
+
+
+class _Told(msgspec.Struct, omit_defaults=True):
+    """A ``_Response`` that is to be encoded."""
+
     model_name: str
-    outputs: list[_Tensor]
+    outputs: list[_Output]
     model_version: str | None = None
     id: str | None = None
+
+
+class _Response(msgspec.Struct):
+    outputs: list[_Tensor]
 
 
 class _Metadata(msgspec.Struct):
@@ -76,7 +98,7 @@ class Question:
 
     @property
     def num_samples(self) -> int:
-        return len(next(iter(self.inputs.values())))
+        return next(iter(self.inputs.values())).shape[0]
 
 
 def decode_request(
@@ -147,7 +169,7 @@ def _value(tensor: _Tensor, blob: memoryview) -> Tensor:
         return from_bytes(blob, tensor.datatype, tensor.shape)
     if tensor.data is UNSET:
         raise ConfigError("data are missing")
-    return from_json(bytes(tensor.data), tensor.datatype, tensor.shape)
+    return from_json(memoryview(tensor.data), tensor.datatype, tensor.shape)
 
 
 def encode_response(
@@ -163,7 +185,7 @@ def encode_response(
         blob = to_bytes(tensor) if name in question.as_bytes else None
         tensors.append(_tensor(name, tensor, blob))
         blobs.append(blob or b"")
-    response = _Response(model_name=model, model_version=str(version), id=question.id, outputs=tensors)
+    response = _Told(model_name=model, model_version=str(version), id=question.id, outputs=tensors)
     head = msgspec.json.encode(response)
     return b"".join([head, *blobs]), len(head) if question.as_bytes else None
 
@@ -175,13 +197,13 @@ def output_of(outputs: Mapping[str, Tensor], name: str) -> Tensor:
     return outputs[name]
 
 
-def _tensor(name: str, tensor: Tensor, blob: bytes | None = None) -> _Tensor:
-    plain = _Tensor(name=name, shape=list(tensor.shape), datatype=datatype_of(tensor.dtype))
+def _tensor(name: str, tensor: Tensor, blob: bytes | None = None) -> _Output:
+    plain = _Output(name=name, shape=list(tensor.shape), datatype=datatype_of(tensor.dtype))
     if blob is not None:
         plain.parameters = {"binary_data_size": len(blob)}
         return plain
     try:
-        plain.data = Raw(msgspec.json.encode(to_json(tensor)))
+        plain.data = to_json(tensor)
     except ConfigError as error:
         raise ConfigError(f"{name!r} in JSON: {error.message}") from error
     return plain
@@ -202,8 +224,8 @@ def encode_request(inputs: Mapping[str, Any], datatypes: Mapping[str, str]) -> b
             shape, data = list(np.shape(value)), Raw(msgspec.json.encode(value))
         except (TypeError, ValueError) as error:
             raise ConfigError(f"input {name!r} must be a tensor or evenly nested lists of numbers: {error}") from error
-        tensors.append(_Tensor(name=name, shape=shape, datatype=datatypes[name], data=data))
-    return msgspec.json.encode(_Request(inputs=tensors))
+        tensors.append(_Output(name=name, shape=shape, datatype=datatypes[name], data=data))
+    return msgspec.json.encode(_Asked(inputs=tensors))
 
 
 def decode_datatypes(body: bytes) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import numpy as np
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from shoal.errors import ConfigError
 from shoal.job.task import TensorSpec
+
+Buffer = bytes | memoryview
 
 DTYPES = {
     "BOOL": torch.bool,
@@ -55,7 +57,7 @@ def refuse_without_numpy(specs: Sequence[TensorSpec]) -> None:
             raise ConfigError(f"{spec.name} is BF16, which NumPy has no type for; have the task take and give FP32")
 
 
-def from_json(data: bytes, datatype: str, shape: Sequence[int]) -> Tensor:
+def from_json(data: Buffer, datatype: str, shape: Sequence[int]) -> Tensor:
     """A tensor of ``shape`` from a JSON array, flat in row-major order or nested as the shape is.
 
     ``ConfigError`` if the elements are of another kind or count, do not fit into the datatype, or are not finite.
@@ -97,7 +99,9 @@ def from_bytes(data: memoryview, datatype: str, shape: Sequence[int]) -> Tensor:
 
 def to_json(tensor: Tensor) -> list[Any]:
     """Flat values in row-major order. ``ConfigError`` if one is not finite, which JSON cannot say."""
-    flat: list[Any] = _finite(tensor.detach().cpu()).reshape(-1).tolist()
+    flat: list[Any] = tensor.reshape(-1).tolist()
+    if tensor.is_floating_point() and not math.isfinite(sum(flat)):  # numbers may be finite, and their sum be not
+        _finite(tensor.detach().cpu())
     return flat
 
 
@@ -119,9 +123,9 @@ def require_count(count: int, shape: Sequence[int]) -> None:
         raise ConfigError(f"shape {list(shape)} takes {math.prod(shape)} values, and {count} came")
 
 
-def _depth(data: bytes) -> int:
+def _depth(data: Buffer) -> int:
     depth = 0
-    for byte in data:
+    for byte in memoryview(data):
         if byte == ord("["):
             depth += 1
         elif byte not in b" \t\r\n":
@@ -129,7 +133,7 @@ def _depth(data: bytes) -> int:
     return depth
 
 
-def _array(data: bytes, datatype: str, depth: int) -> NDArray[Any]:
+def _array(data: Buffer, datatype: str, depth: int) -> NDArray[Any]:
     dtype = DTYPES[datatype]
     try:
         values = _decoder(dtype.is_floating_point, dtype == torch.bool, depth).decode(data)
@@ -139,6 +143,11 @@ def _array(data: bytes, datatype: str, depth: int) -> NDArray[Any]:
 
 
 def _packed(values: list[Any], datatype: str) -> NDArray[Any]:
+    if datatype == "UINT8" and values and type(values[0]) is int:  # as NumPy does, and three times as fast
+        try:
+            return np.frombuffer(bytearray(values), np.uint8)
+        except ValueError as error:
+            raise ConfigError(f"data must fit into UINT8: {error}") from error
     try:
         with np.errstate(over="ignore"):
             return np.array(values, dtype=_NUMPY_DTYPES[datatype])
@@ -158,16 +167,19 @@ def _decoder(is_float: bool, is_bool: bool, depth: int) -> msgspec.json.Decoder[
 
 def _tensor(array: NDArray[Any], datatype: str) -> Tensor:
     """Checked, and of that datatype."""
-    tensor = torch.from_numpy(array)
-    return _finite(tensor.to(torch.bfloat16) if datatype == "BF16" else tensor)
+    if datatype == "BF16":  # of which NumPy knows nothing, and into which not all of float32 fits
+        return _finite(torch.from_numpy(array).to(torch.bfloat16))
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        _refuse_infinite(array.size, int(np.isfinite(array).sum()))
+    return torch.from_numpy(array)
 
 
 def _finite(tensor: Tensor) -> Tensor:
-    if not tensor.is_floating_point():
-        return tensor
-    # NumPy is quicker with little, but has no bfloat16.
-    is_finite = torch.isfinite(tensor) if tensor.dtype == torch.bfloat16 else np.isfinite(tensor.numpy())
-    if not is_finite.all():
-        bad = tensor.numel() - int(is_finite.sum())
-        raise ConfigError(f"finite numbers were needed, and {bad} of {tensor.numel()} are NaN, infinite or too large")
+    if tensor.is_floating_point() and not (is_finite := torch.isfinite(tensor)).all():
+        _refuse_infinite(tensor.numel(), int(is_finite.sum()))
     return tensor
+
+
+def _refuse_infinite(num: int, num_finite: int) -> NoReturn:
+    bad = num - num_finite
+    raise ConfigError(f"finite numbers were needed, and {bad} of {num} are NaN, infinite or too large")

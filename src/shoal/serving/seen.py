@@ -101,6 +101,8 @@ class Seen:
         self.version = Gauge("shoal_model_version", "The version that answers", registry=registry)
         self.age_s = Gauge("shoal_model_age_seconds", "Since that version was stored", registry=registry)
         self.decisions = Counter("shoal_decisions", "Of the roll-out", ["kind"], registry=registry)
+        self._newest: tuple[int | None, Counter] = (-1, self.samples)
+        """A version that was looked up, and its counter."""
         self._phases = [self.phase_s.labels(name) for name in ("decode", "answer", "encode", "all")]
         self._ok = {face: self.requests.labels(face, "200") for face in ("http", "grpc")}
 
@@ -109,7 +111,7 @@ class Seen:
         now_s = time.perf_counter()
         if record.encoded_s:
             self._ok[record.face].inc()
-            self.samples.labels(record.version).inc(record.num_samples)
+            self._samples_of(record.version).inc(record.num_samples)
             times = (record.began_s, record.decoded_s, record.answered_s, record.encoded_s)
             for phase, begun_s, ended_s in zip(self._phases, times, times[1:], strict=False):
                 phase.observe(ended_s - begun_s)
@@ -121,6 +123,11 @@ class Seen:
             self.log.write(record, now_s - record.began_s)
         if self.traces is not None:
             self.traces.record(record, now_s)
+
+    def _samples_of(self, version: int | None) -> Counter:
+        if version != self._newest[0]:
+            self._newest = (version, self.samples.labels(version))
+        return self._newest[1]
 
     def text(self) -> bytes:
         """All of them in Prometheus' text format."""
