@@ -12,11 +12,13 @@ import logging
 import socket
 import urllib.parse
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import httptools
 import msgspec
 
+from shoal.serving.inference import ON_GONE
 from shoal.serving.limits import BACKLOG
 
 if TYPE_CHECKING:
@@ -314,11 +316,12 @@ class _Exchange:
     """One request and its answer, as ASGI has them."""
 
     __slots__ = (
-        "_chunks", "_connection", "_expects", "_has_all", "_is_bare", "_is_chunked", "_start", "_waiter", "_was_told",
-        "has_begun", "has_gone", "is_answered", "keeps_alive", "num_bytes", "scope",
+        "_chunks", "_connection", "_expects", "_has_all", "_is_bare", "_is_chunked", "_on_gone", "_start", "_waiter",
+        "_was_told", "has_begun", "has_gone", "is_answered", "keeps_alive", "num_bytes", "scope",
     )  # fmt: skip
 
     def __init__(self, connection: _Connection, scope: Scope, keeps_alive: bool, expects: bool) -> None:
+        scope["extensions"] = {ON_GONE: self._call_if_gone}
         self.scope = scope
         self.keeps_alive = keeps_alive
         self.has_begun = self.has_gone = self.is_answered = False
@@ -330,6 +333,12 @@ class _Exchange:
         self._has_all = self._was_told = self._is_chunked = self._is_bare = False
         self._waiter: asyncio.Future[None] | None = None
         self._start: Message | None = None
+        self._on_gone: Callable[[], object] | None = None
+
+    def _call_if_gone(self, on_gone: Callable[[], object]) -> None:
+        self._on_gone = on_gone
+        if self.has_gone:
+            on_gone()
 
     # The request
 
@@ -349,6 +358,8 @@ class _Exchange:
         """Nobody is there any more to be answered."""
         self.has_gone = True
         self._wake()
+        if self._on_gone is not None:
+            self._on_gone()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -391,7 +402,7 @@ class _Exchange:
             self._connection.write(head + body)
         if not has_more:
             self.is_answered = True
-            self._chunks, self.num_bytes = [], 0
+            self._chunks, self.num_bytes, self._on_gone = [], 0, None
             self._wake()
         elif self._connection.may_write is not None:
             await self._connection.may_write.wait()

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+ON_GONE = "shoal.on_gone"
+"""An extension of ASGI: to be given what is to be called if the client of a request hangs up before it is answered."""
+_NOTHING: Mapping[str, Any] = {}
 _LARGE_BYTES = 1 << 18
 """From here on a body is read and written in a thread."""
 _PATIENT_S = 0.02
@@ -128,7 +131,7 @@ class Inference:
         length = _header(headers, _LENGTH_HEADER)
         question = await off_loop(len(body), self._codec.decode, body, length, model, face.limits)
         record.asked(len(body), question)
-        answer = await self._ask(receive, question, None if version is None else model.version)
+        answer = await self._ask(scope, receive, question, None if version is None else model.version)
         record.answered(answer.version)
         encoded, json_bytes = await encoded_by(self._codec.encode, question, model, answer)
         record.encoded()
@@ -136,12 +139,11 @@ class Inference:
             return 200, [_JSON], encoded
         return 200, [_BYTES, (_LENGTH_HEADER, str(json_bytes).encode())], encoded
 
-    async def _ask(self, receive: Receive, question: Question, version: int | None) -> Answer:
+    async def _ask(self, scope: Scope, receive: Receive, question: Question, version: int | None) -> Answer:
         """``Gone`` if whoever asks hangs up meanwhile; it is not computed any more then."""
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        task = asyncio.current_task()
         assert task is not None
-        watch = _Watch(receive, task)
-        timer = loop.call_later(_PATIENT_S, watch.begin)
+        watch = _Watch(scope, receive, task)
         try:
             timeout_s = question.timeout_s or self._face.limits.timeout_s
             return await ask(self._face.service, question, timeout_s, version)
@@ -151,7 +153,6 @@ class Inference:
             task.uncancel()
             raise Gone from None
         finally:
-            timer.cancel()
             watch.end()
 
 
@@ -190,24 +191,37 @@ async def encoded_by(
 
 
 class _Watch:
-    """Looks whether a client hangs up, and cancels the task that answers it."""
+    """Cancels the task that answers a client that hangs up: told by a server of ours, or seen by looking."""
 
-    def __init__(self, receive: Receive, task: asyncio.Task[Any]) -> None:
+    def __init__(self, scope: Scope, receive: Receive, task: asyncio.Task[Any]) -> None:
         self._receive = receive
         self._task = task
         self._watching: asyncio.Task[None] | None = None
-        self.has_gone = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_over = self.has_gone = False
+        on_gone = scope.get("extensions", _NOTHING).get(ON_GONE)
+        if on_gone is not None:
+            on_gone(self._give_up)
+        else:
+            self._timer = asyncio.get_running_loop().call_later(_PATIENT_S, self._begin)
 
-    def begin(self) -> None:
+    def _give_up(self) -> None:
+        if not self._is_over:
+            self.has_gone = True
+            self._task.cancel()
+
+    def _begin(self) -> None:
         self._watching = asyncio.create_task(self._watch())
 
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self.has_gone = True
-        self._task.cancel()
+        self._give_up()
 
     def end(self) -> None:
+        self._is_over = True
+        if self._timer is not None:
+            self._timer.cancel()
         if self._watching is not None:
             self._watching.cancel()
 
