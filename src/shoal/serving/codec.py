@@ -118,13 +118,19 @@ def decode_request(
     for tensor in request.inputs:
         bounds.check_samples(tensor.shape[0] if tensor.shape else 0)
     tensors = _read(request.inputs, tail, {spec.name: spec for spec in inputs})
-    wanted = request.outputs or [_Wanted(spec.name) for spec in outputs]
-    names = tuple(output.name for output in wanted)
-    require_known("output", names, [spec.name for spec in outputs])
-    all_bytes = request.parameters.get("binary_data_output", False)
-    as_bytes = frozenset(output.name for output in wanted if output.parameters.get("binary_data", all_bytes))
+    names, as_bytes = _wanted(request, [spec.name for spec in outputs])
     timeout_s = timeout_of(request.parameters.get("timeout"))
     return Question(inputs=tensors, outputs=names, as_bytes=as_bytes, id=request.id, timeout_s=timeout_s)
+
+
+def _wanted(request: _Request, known: Sequence[str]) -> tuple[tuple[str, ...], frozenset[str]]:
+    """Which outputs, and which of them as bytes."""
+    all_bytes = request.parameters.get("binary_data_output", False)
+    if not request.outputs:
+        return tuple(known), frozenset(known if all_bytes else ())
+    names = tuple(output.name for output in request.outputs)
+    require_known("output", names, known)
+    return names, frozenset(out.name for out in request.outputs if out.parameters.get("binary_data", all_bytes))
 
 
 def timeout_of(timeout_us: object) -> float | None:

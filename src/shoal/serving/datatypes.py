@@ -41,6 +41,9 @@ _NUMPY_DTYPES = {
     for name, dtype in DTYPES.items()
 }
 
+_NARROW = frozenset({"FP16", "BF16", "FP32"})
+"""Into which a number of JSON may not fit: it is infinite then, and refused as that."""
+
 
 def datatype_of(dtype: torch.dtype) -> str:
     """The protocol's name of a dtype. ``ConfigError`` if it has none."""
@@ -134,9 +137,8 @@ def _depth(data: Buffer) -> int:
 
 
 def _array(data: Buffer, datatype: str, depth: int) -> NDArray[Any]:
-    dtype = DTYPES[datatype]
     try:
-        values = _decoder(dtype.is_floating_point, dtype == torch.bool, depth).decode(data)
+        values = _decoder(datatype, depth).decode(data)
     except msgspec.ValidationError as error:
         raise ConfigError(f"data must be {datatype} values: {error}") from error
     return _packed(values, datatype)
@@ -149,6 +151,8 @@ def _packed(values: list[Any], datatype: str) -> NDArray[Any]:
         except ValueError as error:
             raise ConfigError(f"data must fit into UINT8: {error}") from error
     try:
+        if datatype not in _NARROW:
+            return np.array(values, dtype=_NUMPY_DTYPES[datatype])
         with np.errstate(over="ignore"):
             return np.array(values, dtype=_NUMPY_DTYPES[datatype])
     except OverflowError as error:
@@ -158,8 +162,8 @@ def _packed(values: list[Any], datatype: str) -> NDArray[Any]:
 
 
 @functools.cache
-def _decoder(is_float: bool, is_bool: bool, depth: int) -> msgspec.json.Decoder[Any]:
-    kind: Any = float if is_float else bool if is_bool else int
+def _decoder(datatype: str, depth: int) -> msgspec.json.Decoder[Any]:
+    kind: Any = float if DTYPES[datatype].is_floating_point else bool if datatype == "BOOL" else int
     for _ in range(depth):
         kind = list[kind]
     return msgspec.json.Decoder(kind)
