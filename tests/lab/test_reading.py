@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -53,6 +54,12 @@ def test_a_lab_is_known_from_its_record_until_that_is_removed():
     assert records.read_all() == [record("two")]
 
 
+def test_a_lab_that_is_taken_down_while_all_are_read_is_passed_over():
+    write(record("one"))
+    records.path_of("gone").symlink_to("nowhere")  # in the listing, and not there to be read
+    assert records.read_all() == [record("one")]
+
+
 def test_a_lab_that_nobody_made_is_not_found():
     with pytest.raises(ConfigError, match="shoal lab status"):
         records.read("none")
@@ -102,3 +109,13 @@ def test_a_share_is_so_much_of_every_period(tmp_path: Path):
     cgroups.limit(tmp_path, 1.5)
     assert (tmp_path / "cpu.max").read_text() == "30000 20000"
     assert cgroups.limited_to(tmp_path) == 1.5
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ENODEV])
+def test_a_group_that_is_removed_while_it_is_read_has_no_limit(tmp_path, monkeypatch, number):
+    def is_gone(path: Path) -> str:
+        raise OSError(number, os.strerror(number), str(path))
+
+    (tmp_path / "cpu.max").touch()
+    monkeypatch.setattr(Path, "read_text", is_gone)
+    assert cgroups.limited_to(tmp_path) is None

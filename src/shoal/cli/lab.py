@@ -116,13 +116,13 @@ def status(name: str | None, measure: bool, json_: bool) -> None:
 def _row(record: LabRecord, measure: bool) -> dict[str, Any]:
     from shoal.lab.status import look, verify
 
-    found = Lab.find(record.name)
     row: dict[str, Any] = {"lab": record.name, "subnet": record.subnet, "is_left_over": record.is_left_over}
     row |= {"owner": record.owner.pid if record.owner else None, "hosts": [], "measured": [], "problem": ""}
     try:
+        found = Lab.find(record.name)
         row["hosts"] = look(found)
         row["measured"] = verify(found) if measure else []
-    except ShoalError as error:  # half made, or half gone
+    except ShoalError as error:  # half made, half gone, or gone
         row["problem"] = str(error)
     return row
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from contextlib import suppress
@@ -65,8 +66,10 @@ def limited_to(group: Path) -> float | None:
         else:
             quota = (group / "cpu.cfs_quota_us").read_text().strip()
             period = (group / "cpu.cfs_period_us").read_text().strip()
-    except FileNotFoundError:
-        return None
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENODEV):  # it was removed, before it was opened or before it was read
+            return None
+        raise
     return None if quota in ("max", "-1") else int(quota) / int(period)
 
 

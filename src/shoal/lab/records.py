@@ -115,8 +115,16 @@ def read(name: str) -> LabRecord:
 
 
 def read_all() -> list[LabRecord]:
-    """Every lab of this user, by name."""
-    return [read(path.stem) for path in sorted(folder().glob("*.json")) if "." not in path.stem]
+    """Every lab of this user, by name. One that is taken down meanwhile is passed over."""
+    found = []
+    for path in sorted(folder().glob("*.json")):
+        if "." not in path.stem:
+            try:
+                found.append(read(path.stem))
+            except ConfigError:
+                if path.exists():
+                    raise
+    return found
 
 
 def remove(name: str) -> None:
