@@ -29,8 +29,11 @@ from shoal.launch.ray_serve import application
 from shoal.launch.service import Target
 
 package, job_file, folder = map(Path, sys.argv[1:])
-with socket.create_server(("127.0.0.1", 0)) as free:
-    port = free.getsockname()[1]
+kept = socket.socket()  # for Ray Serve: it does not listen, and to no one else is its port free
+kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+kept.bind(("127.0.0.1", 0))
+port = kept.getsockname()[1]
 ray.init(num_cpus=4, log_to_driver=False, include_dashboard=False, _temp_dir=str(folder))
 serve.start(http_options={"host": "127.0.0.1", "port": port})
 serve.run(application(Target(package, job_file=job_file), num_replicas=2), route_prefix="/")
@@ -40,9 +43,15 @@ row = {"name": "input", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4
 def asked():
     return httpx.post(f"{url}/models/line/infer", json={"inputs": [row]}, timeout=60)
 
+def title(process):
+    try:
+        return (process / "cmdline").read_bytes().split(b"\\0")[0]
+    except (FileNotFoundError, ProcessLookupError):  # whosever it was, it has ended
+        return b""
+
 def replicas():
-    titles = {path.parent.name: path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")}
-    return [int(pid) for pid, title in titles.items() if f"shoal-{package.name}".encode() in title.split(b"\\0")[0]]
+    name = f"shoal-{package.name}".encode()
+    return [int(process.name) for process in Path("/proc").glob("[0-9]*") if name in title(process)]
 
 told = {"ready": httpx.get(f"{url}/health/ready").json(), "first": asked().json(), "replicas": len(replicas())}
 told["wrong"] = httpx.post(f"{url}/models/line/infer", json={"inputs": []}).status_code

@@ -203,15 +203,16 @@ def test_an_open_question_is_asked_again_at_another_address(key):
 
 
 def test_a_question_waits_for_who_is_not_there_yet(key):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-    with calls(key, there=f"127.0.0.1:{port}") as here:
-        number = here.ask("there", b"hello")
-        with pytest.raises(LinkFault, match=f"there at 127.0.0.1:{port} did not answer within"):
-            here.wait(number, 0.1)
-        with echo(key, port):
-            assert bytes(here.wait(number, PATIENCE_S)[0]) == b"hello"
+    with socket.socket() as kept:  # for who comes: it does not listen, and to no one else is the port free
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kept.bind(("127.0.0.1", 0))
+        port = kept.getsockname()[1]
+        with calls(key, there=f"127.0.0.1:{port}") as here:
+            number = here.ask("there", b"hello")
+            with pytest.raises(LinkFault, match=f"there at 127.0.0.1:{port} did not answer within"):
+                here.wait(number, 0.1)
+            with echo(key, port):
+                assert bytes(here.wait(number, PATIENCE_S)[0]) == b"hello"
 
 
 @pytest.mark.parametrize("address", ["here", "here:", ":5", "127.0.0.1:99999", "127.0.0.1:x"])
