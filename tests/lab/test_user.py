@@ -6,7 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -25,20 +26,20 @@ exec setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups --inh-caps=-all --
 
 
 @pytest.fixture
-def shoal(tmp_path_factory: pytest.TempPathFactory) -> Sequence[str]:
+def shoal() -> Iterator[Sequence[str]]:
     """The words that run the command without any rights."""
     here = "from shoal.cli import main; main()"
     if os.geteuid() != 0:
-        return [sys.executable, "-c", here]
+        yield [sys.executable, "-c", here]
+        return
     if missing := [tool for tool in ("unshare", "setpriv", "ip", "tc") if shutil.which(tool) is None]:
         pytest.skip(f"needs {', '.join(missing)}")
-    python = tmp_path_factory.mktemp("python")
-    for folder in (python, *python.parents[:2]):
-        folder.chmod(0o755)
     paths = os.pathsep.join(path for path in sys.path if path)
     name = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-    as_nobody = ["unshare", "--mount", "--", "sh", "-c", AS_NOBODY, sys.base_prefix, str(python)]
-    return [*as_nobody, "env", f"PYTHONPATH={paths}", str(python / "bin" / name), "-c", here]
+    with tempfile.TemporaryDirectory(prefix="shoal-python-") as python:  # pytest's own are for its user only
+        Path(python).chmod(0o755)
+        as_nobody = ["unshare", "--mount", "--", "sh", "-c", AS_NOBODY, sys.base_prefix, python]
+        yield [*as_nobody, "env", f"PYTHONPATH={paths}", f"{python}/bin/{name}", "-c", here]
 
 
 def ask(shoal: Sequence[str], *words: str) -> subprocess.CompletedProcess[str]:
