@@ -8,9 +8,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 """Importing MLflow tells its makers, unless this was said before."""
+
+settings.register_profile("shoal", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shoal")
+"""How long an example takes depends on what else the machine does, and says nothing about the law."""
 
 
 @pytest.fixture

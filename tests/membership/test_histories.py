@@ -14,7 +14,7 @@ from tests.membership.simulator import play
 NUM_HISTORIES = 10_000
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, suppress_health_check=list(HealthCheck))
 @given(st.randoms(use_true_random=False), st.integers(0, 120))
 def test_any_history_ends_with_every_step_stored(random, num_events):
     cluster = play(random, num_events)

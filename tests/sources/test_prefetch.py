@@ -39,7 +39,7 @@ def labels_of(local: LocalBatch) -> list[int]:
     return [label for batch in local.batches for label in columns(batch)[1].tolist()]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     batch=st.integers(1, 60),
     num_lanes=st.integers(1, 70),
