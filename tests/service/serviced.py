@@ -27,9 +27,10 @@ QUICK = Policy(shadow_requests=0, canary_shares=(), stage_s=60.0)
 
 @dataclass
 class Shelf:
-    """Versions by what they are: see ``model_process``."""
+    """Versions by what they are: see ``model_process``. ``faults`` are raised where one is asked for."""
 
     kinds: dict[int, str] = field(default_factory=dict)
+    faults: dict[int, Exception] = field(default_factory=dict)
 
     def newest(self) -> int | None:
         return max(self.kinds, default=None)
@@ -40,6 +41,8 @@ class Shelf:
     def source(self, version: int) -> Source:
         if version not in self.kinds:
             raise ConfigError(f"version {version} is not stored")
+        if version in self.faults:
+            raise self.faults[version]
         return Source(self.kinds[version], version)
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from shoal.errors import ConfigError, Fault
-from shoal.rollout import Policy
+from shoal.rollout import Policy, Threshold
 from shoal.serving.answering import NotReady, Unknown
 from tests.service.model_process import WRONG
 from tests.service.serviced import ACCURATE, LOADING, QUICK, Serviced, is_there, run, serviced
@@ -71,6 +71,35 @@ def test_bad_versions_are_refused_with_their_reasons_and_the_next_good_one_is_ta
             assert (await service.ask()).version == 50
 
     run(test)
+
+
+class Faulty(Threshold):
+    """A check with a mistake in it: it can bear no bad figure."""
+
+    def check(self, figures, live):
+        if figures["accuracy"] < 0.9:
+            raise KeyError("bound")
+        return super().check(figures, live)
+
+
+def test_a_fault_of_the_service_itself_is_a_refusal_and_the_next_good_version_is_taken(caplog):
+    async def test():
+        policy = replace(QUICK, gates=(Faulty("accuracy", "at_least", 0.0),))
+        async with serviced({1: "good"}, policy) as service:
+            service.shelf.faults[2] = RuntimeError("an index that is none")
+            service.store(2)
+            refused = await service.until("load_refused", 2)
+            assert refused["reasons"] == ["RuntimeError: an index that is none"]
+            service.store(3, "worse")
+            refused = await service.until("gate_refused", 3)
+            assert refused["reasons"] == ["gate: KeyError: 'bound'"]
+            service.store(4)
+            await service.until("promoted", 4)
+            assert (await service.ask()).version == 4
+
+    run(test)
+    raised = [str(record.exc_info[1]) for record in caplog.records if record.exc_info]
+    assert raised == ["an index that is none", "'bound'"]
 
 
 def test_a_version_that_fails_on_requests_is_refused_in_its_canary_and_nobody_hears_of_it():

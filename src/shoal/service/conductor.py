@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from shoal.clock import Clock, SystemClock
 from shoal.errors import ConfigError, Fault, ShoalError
-from shoal.rollout import Observed, Policy, State, begin, machine, step
+from shoal.rollout import Check, Observed, Policy, State, begin, machine, step
 from shoal.service.gate import looked_at
 from shoal.service.release import Pool, Release, Tally, Witness
 from shoal.service.switch import Switch, observed
@@ -212,13 +212,22 @@ class Conductor:
             self._witness.note("loaded", version=version, pids=release.pids, by_delta=release.held.by_delta)
         except (ShoalError, OSError) as error:
             event = machine.LoadFailed(version, str(error))
+        except Exception as error:  # noqa: BLE001 - a fault of the service refuses a version, and it stays up
+            _log.exception("version %d was not loaded, for a fault in the service", version)
+            event = machine.LoadFailed(version, _told(error))
         finally:
             self._loading.pop(version, None)
         self._tell(event)
 
     async def _gate(self, version: int) -> None:
-        release, switch = self._releases[version], self._switch
-        checks, release.figures = await looked_at(release, switch.live, self._plan.policy.gates, list(switch.recent))
+        release, switch, checks = self._releases[version], self._switch, list[Check]()
+        try:
+            checks, release.figures = await looked_at(
+                release, switch.live, self._plan.policy.gates, list(switch.recent)
+            )
+        except Exception as error:  # noqa: BLE001 - a fault of the service refuses a version, and it stays up
+            _log.exception("version %d was not looked at, for a fault in the gate", version)
+            checks = [Check("gate", False, _told(error))]
         self._tell(machine.Gated(version, tuple(checks)))
 
     def _observe(self, version: int) -> None:
@@ -246,3 +255,7 @@ class Conductor:
         release = self._releases.pop(version, None)
         if release is not None:
             self._task(release.close())
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
