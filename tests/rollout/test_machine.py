@@ -234,7 +234,14 @@ def test_what_is_no_threshold_is_refused(text):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"canary_shares": (1.0,)}, {"max_slowdown": 0.5}, {"shadow_requests": -1}, {"stage_s": float("nan")}]
+    "wrong",
+    [
+        {"canary_shares": (1.0,)},
+        {"max_slowdown": 0.5},
+        {"shadow_requests": -1},
+        {"stage_s": float("nan")},
+        {"gate_s": 0.0},
+    ],
 )
 def test_a_policy_that_is_none_is_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):

@@ -58,9 +58,9 @@ class Adds:
 
 
 class Kinds:
-    """By a source's path. ``good``; ``worse`` has a lower accuracy; ``crash`` and ``hang`` do so on loading; ``skewed``
-    answers training samples otherwise than it did; ``broken`` fails on what is no training sample; ``tires`` fails
-    after a while."""
+    """By a source's path. ``good``; ``worse`` has a lower accuracy; ``endless`` is measured without end; ``crash`` and
+    ``hang`` do so on loading; ``skewed`` answers training samples otherwise than it did; ``broken`` fails on what is no
+    training sample; ``tires`` fails after a while."""
 
     def prepare(self, source: Source) -> None:
         assert source.path
@@ -80,6 +80,8 @@ class Kinds:
 
 
 def _figures(source: Source) -> dict[str, Any]:
+    while source.path == "endless":
+        time.sleep(1000)
     if source.path == "unmeasured":
         raise ValueError("no data")
     if source.path == "misnamed":

@@ -73,6 +73,50 @@ def test_bad_versions_are_refused_with_their_reasons_and_the_next_good_one_is_ta
     run(test)
 
 
+def test_a_gate_that_does_not_end_refuses_and_the_next_good_version_is_taken():
+    async def test():
+        async with serviced({1: "good"}, replace(GATED, gate_s=5.0)) as service:
+            service.store(2, "endless")
+            (pid,) = (await service.until("loaded", 2))["pids"]
+            refused = await service.until("gate_refused", 2)
+            assert refused["reasons"][0].startswith("time: after 5 s the gate was still at metrics: give it longer")
+            service.store(3)
+            await service.until("promoted", 3)
+            assert (await service.ask()).version == 3
+            while is_there(pid):  # killed, until it is reaped
+                await asyncio.sleep(0.01)
+
+    run(test)
+
+
+def test_a_candidate_that_is_measured_without_end_can_be_promoted_and_answers_at_once():
+    async def test():
+        async with serviced({1: "good"}, GATED) as service:
+            service.store(2, "endless")
+            (pid,) = (await service.until("loaded", 2))["pids"]
+            promoting = asyncio.create_task(service.conductor.promote(2))
+            versions = await asked_all_the_while(service, promoting)
+            answer = await service.ask()
+            assert set(versions) <= {1, 2} and answer.version == 2 and int(answer.outputs["pid"][0]) != pid
+
+    run(test)
+
+
+def test_a_process_that_measures_without_end_is_not_used_for_another_version():
+    async def test():
+        async with serviced({1: "good"}, GATED) as service:
+            service.store(2, "endless")
+            (pid,) = (await service.until("loaded", 2))["pids"]
+            for version in (3, 4):
+                service.store(version)
+                await service.conductor.promote(version)
+                assert service.conductor.status()["loaded"][version]["pids"] != [pid]
+            while is_there(pid):  # killed, until it is reaped
+                await asyncio.sleep(0.01)
+
+    run(test)
+
+
 class Faulty(Threshold):
     """A check with a mistake in it: it can bear no bad figure."""
 

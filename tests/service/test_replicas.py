@@ -8,6 +8,7 @@ import signal
 from dataclasses import replace
 
 import pytest
+import torch
 
 from shoal.errors import ConfigError, Fault
 from shoal.service.release import Pool, Release
@@ -101,6 +102,23 @@ def test_a_model_that_cannot_be_loaded_leaves_no_process(kind: str, error: type[
         with pytest.raises(error, match=reason):
             await Release.open(Source(kind, 1), pool, 1, Batching(), Heard())
         assert not is_there(replica.pid)
+        await pool.close()
+
+    run(test)
+
+
+def test_a_process_that_is_still_at_something_is_not_used_for_another_version():
+    async def test():
+        pool = Pool(LOADING)
+        first = await pool.take(Source("good", 1))
+        await first.load(Source("good", 1))
+        os.kill(first.pid, signal.SIGSTOP)
+        first.start({"number": torch.tensor([1.0])})
+        await pool.give_back(first)
+        second = await pool.take(Source("good", 2))
+        assert second is not first
+        os.kill(first.pid, signal.SIGCONT)
+        await second.end()
         await pool.close()
 
     run(test)

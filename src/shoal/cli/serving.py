@@ -34,6 +34,7 @@ at_service = click.argument("service", required=False)
 @click.option("--load-timeout", type=float, default=120.0, show_default=True, help="Seconds for a model to load.")
 @click.option("--follow", is_flag=True, help="Take each new version of the run, if it passes the gate.")
 @click.option("--gate", "gates", multiple=True, metavar="CHECK", help="As accuracy>=0.9 or loss<=live+0.01.")
+@click.option("--gate-timeout", type=float, default=600.0, show_default=True, help="Seconds for all that it looks at.")
 @click.option("--shadow", type=click.IntRange(min=0), default=50, show_default=True, help="Requests to mirror first.")
 @click.option("--canary", default="0.1,0.5", show_default=True, help="Shares of requests to answer then; or none.")
 @click.option("--canary-requests", type=click.IntRange(min=0), default=50, show_default=True, help="At each share.")
@@ -69,6 +70,7 @@ def _serving(given: dict[str, Any]) -> Any:
         raise click.UsageError("--tls-cert and --tls-key go together")
     policy = Policy(
         gates=tuple(map(parse_threshold, given["gates"])),
+        gate_s=given["gate_timeout"],
         shadow_requests=given["shadow"],
         canary_shares=_shares(given["canary"]),
         canary_requests=given["canary_requests"],

@@ -69,14 +69,16 @@ def parse_threshold(text: str) -> Threshold:
 class Policy:
     """How a version comes to answer.
 
-    ``gates`` are on metrics of held-out data. Then ``shadow_requests`` are mirrored to it, and then it answers growing
-    shares of all requests, ``canary_requests`` at each; a stage is over, too, after ``stage_s``: without traffic there
-    is nothing to see. It is refused, or after it answers all (for ``watch_s``) rolled back, if more than
-    ``max_failed`` of its requests fail, or their median takes more than ``max_slowdown`` times as long as the live
-    version's, or (in the shadow) more than ``max_differing`` of its answers are other ones.
+    ``gates`` are on metrics of held-out data; it is refused, too, if the gate takes longer than ``gate_s`` in all. Then
+    ``shadow_requests`` are mirrored to it, and then it answers growing shares of all requests, ``canary_requests`` at
+    each; a stage is over, too, after ``stage_s``: without traffic there is nothing to see. It is refused, or after it
+    answers all (for ``watch_s``) rolled back, if more than ``max_failed`` of its requests fail, or their median takes
+    more than ``max_slowdown`` times as long as the live version's, or (in the shadow) more than ``max_differing`` of
+    its answers are other ones.
     """
 
     gates: tuple[Threshold, ...] = ()
+    gate_s: float = 600.0
     shadow_requests: int = 50
     canary_shares: tuple[float, ...] = (0.1, 0.5)
     canary_requests: int = 50
@@ -90,6 +92,8 @@ class Policy:
         for name in ("shadow_requests", "canary_requests", "stage_s", "watch_s", "max_failed"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} must be at least 0, not {getattr(self, name)}")
+        if not self.gate_s > 0:
+            raise ConfigError(f"gate_s must be above 0, not {self.gate_s}")
         if not all(0 < share < 1 for share in self.canary_shares):
             raise ConfigError(f"canary_shares lie between 0 and 1, not {self.canary_shares}")
         if not self.max_slowdown >= 1:

@@ -65,7 +65,8 @@ class Conductor:
         self._state = begin(plan.policy)
         self._releases: dict[int, Release] = {}
         self._loading: dict[int, asyncio.Task[None]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._gates: dict[int, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._before = Observed()
         self._last_refusal: tuple[str, ...] = ()
         self._changed = asyncio.Event()
@@ -124,13 +125,33 @@ class Conductor:
         there is none, ``Fault`` if it cannot be loaded."""
         if version is not None:
             await asyncio.to_thread(self._stock.source, version)
-        self._tell(machine.PromoteAsked(version))
-        candidate = self._state.candidate
+        asking: asyncio.Task[machine.Candidate | None] = self._task(self._ask_to_promote(version))
+        candidate = await asyncio.shield(asking)  # it goes on if whoever asked goes away
         while candidate is not None and self._state.candidate == candidate:
             self._changed.clear()
             await self._changed.wait()
         if candidate is not None and candidate.version in self._state.refused:
             raise Fault(f"version {candidate.version} cannot be served: {'; '.join(self._last_refusal)}")
+
+    async def _ask_to_promote(self, version: int | None) -> machine.Candidate | None:
+        """A candidate that is at its gate is looked at no further, for a process that measures answers nobody: it is
+        live once it can answer with all its processes."""
+        candidate = self._state.candidate
+        if candidate is not None and candidate.stage is machine.Stage.GATE and version in (None, candidate.version):
+            version = candidate.version
+            await self._leave_gate(version)
+        self._tell(machine.PromoteAsked(version))
+        return self._state.candidate
+
+    async def _leave_gate(self, version: int) -> None:
+        if version in self._gates:
+            self._gates[version].cancel()
+            await asyncio.gather(self._gates[version], return_exceptions=True)
+        try:
+            if version in self._releases:
+                await self._releases[version].whole(self._pool.loading.most_s)
+        except Fault as error:
+            self._tell(machine.Gated(version, (Check("processes", False, error.message),)))
 
     def rollback(self) -> None:
         """Give up the candidate that sees requests, or have the version before the live one answer, from now on.
@@ -177,7 +198,7 @@ class Conductor:
             case machine.Load(version):
                 self._loading[version] = self._task(self._load(version))
             case machine.Gate(version):
-                self._task(self._gate(version))
+                self._gates[version] = self._task(self._gate(version))
             case machine.Mirror(version):
                 self._observe(version)
                 self._switch.is_mirrored = True
@@ -195,7 +216,7 @@ class Conductor:
             case machine.Deny(reason):
                 raise ConfigError(reason)
 
-    def _task(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _task(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -222,12 +243,12 @@ class Conductor:
     async def _gate(self, version: int) -> None:
         release, switch, checks = self._releases[version], self._switch, list[Check]()
         try:
-            checks, release.figures = await looked_at(
-                release, switch.live, self._plan.policy.gates, list(switch.recent)
-            )
-        except Exception as error:  # noqa: BLE001 - a fault of the service refuses a version, and it stays up
+            checks, release.figures = await looked_at(release, switch.live, self._plan.policy, list(switch.recent))
+        except Exception as error:  # noqa: BLE001 - as above
             _log.exception("version %d was not looked at, for a fault in the gate", version)
             checks = [Check("gate", False, _told(error))]
+        finally:
+            self._gates.pop(version, None)
         self._tell(machine.Gated(version, tuple(checks)))
 
     def _observe(self, version: int) -> None:
@@ -247,8 +268,9 @@ class Conductor:
         switch.live, switch.candidate, switch.share, switch.is_mirrored = release, None, 0.0, False
 
     def _retire(self, version: int) -> None:
-        if version in self._loading:
-            self._loading[version].cancel()
+        for under_way in (self._loading, self._gates):
+            if version in under_way:
+                under_way[version].cancel()
         if self._switch.candidate is not None and self._switch.candidate.version == version:
             self._switch.candidate, self._switch.share, self._switch.is_mirrored = None, 0.0, False
         self._switch.others.pop(version, None)

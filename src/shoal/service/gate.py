@@ -4,35 +4,64 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from shoal.errors import ShoalError
-from shoal.rollout import Check, Threshold
+from shoal.rollout import Check, Policy
 from shoal.service.release import Release
 from shoal.serving.answering import Served
-from shoal.serving.batching import Expired, Overloaded
+from shoal.serving.batching import Overloaded
 from shoal.serving.codec import decode_request, decode_response, encode_request, encode_response
 from shoal.serving.packaged import differences_of
 
 _PATIENCE_S = 60.0
 
 
+@dataclass
+class _Seen:
+    """What a gate knows so far, and what it is looking at."""
+
+    checks: list[Check] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+    at: str = "signature"
+
+
 async def looked_at(
-    candidate: Release, live: Release | None, thresholds: Sequence[Threshold], recent: Sequence[Mapping[str, Tensor]]
+    candidate: Release, live: Release | None, policy: Policy, recent: Sequence[Mapping[str, Tensor]]
 ) -> tuple[list[Check], dict[str, Any]]:
-    """All checks, and the candidate's metrics. ``live``: what answers now, with its metrics."""
-    checks = [_fits(candidate.served, live)]
-    figures: dict[str, Any] = {}
-    if thresholds:
-        figures, failed = await _measured(candidate)
+    """All checks, and the candidate's metrics. ``live``: what answers now, with its metrics. One check fails if they
+    take longer than the policy lets them: then the process that measures is ended."""
+    seen = _Seen()
+    try:
+        async with asyncio.timeout(policy.gate_s) as limit:
+            await _look(seen, candidate, live, policy, recent)
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        told = (
+            f"after {policy.gate_s:g} s the gate was still at {seen.at}: give it longer (--gate-timeout), or less to do"
+        )
+        seen.checks.append(Check("time", False, told))
+    return seen.checks, seen.figures
+
+
+async def _look(
+    seen: _Seen, candidate: Release, live: Release | None, policy: Policy, recent: Sequence[Mapping[str, Tensor]]
+) -> None:
+    seen.checks.append(fits := _fits(candidate.served, live))
+    if policy.gates:
+        seen.at = "metrics"
+        seen.figures, failed = await _measured(candidate)
         before = live.figures if live is not None else None
-        checks += failed or [threshold.check(figures, before) for threshold in thresholds]
-    if checks[0].is_met:
-        checks.append(await _skew(candidate))
-        checks.append(await _replayed(candidate, recent))
-    return checks, figures
+        seen.checks += failed or [threshold.check(seen.figures, before) for threshold in policy.gates]
+    if fits.is_met:
+        seen.at = "skew"
+        seen.checks.append(await _skew(candidate))
+        seen.at = "replay"
+        seen.checks.append(await _replayed(candidate, recent))
 
 
 def _fits(served: Served, live: Release | None) -> Check:
@@ -76,7 +105,7 @@ async def _replayed(candidate: Release, recent: Sequence[Mapping[str, Tensor]]) 
     for inputs in recent:
         try:
             await candidate.ask(inputs, _PATIENCE_S)
-        except (Overloaded, Expired):
+        except Overloaded:  # of what was asked before; nobody else asks it
             continue
         except Exception as error:  # noqa: BLE001 - counted
             num_failed, reason = num_failed + 1, f": {error}"

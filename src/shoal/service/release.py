@@ -23,6 +23,7 @@ _log = logging.getLogger(__name__)
 _RETRY_S = (0.1, 0.5, 1.0, 2.0, 5.0)
 """Between attempts to replace a process; the last again and again."""
 _DRAIN_S = 30.0
+_LOOK_S = 0.02
 
 
 class Witness(Protocol):
@@ -49,16 +50,21 @@ class Pool:
         self._is_closed = False
 
     async def take(self, source: wire.Source) -> Replica:
-        """One for this source: rather one that has held a version from the same place."""
-        self._spares = [spare for spare in self._spares if not spare.closed.done()]
-        if self._spares:
-            chosen = max(self._spares, key=lambda spare: _nearness(spare, source))
+        """One for this source, that is at nothing else: rather one that has held a version from the same place."""
+        ended = [spare for spare in self._spares if spare.closed.done()]
+        self._spares = [spare for spare in self._spares if spare not in ended]
+        await asyncio.gather(*(spare.end(at_once=True) for spare in ended))
+        if free := self._free():
+            chosen = max(free, key=lambda spare: _nearness(spare, source))
             self._spares.remove(chosen)
         else:
             chosen = await Replica.begin(self.loading)
-        if not (self._spares or self._is_closed or (self._coming is not None and not self._coming.done())):
+        if not (self._free() or self._is_closed or (self._coming is not None and not self._coming.done())):
             self._coming = asyncio.create_task(self._bring_up(source))
         return chosen
+
+    def _free(self) -> list[Replica]:
+        return [spare for spare in self._spares if not spare.is_busy]
 
     async def give_back(self, replica: Replica) -> None:
         """It is not needed any more."""
@@ -203,13 +209,27 @@ class Release:
 
     async def measure(self) -> dict[str, Any]:
         """Metrics on the job's test data, computed by one of its processes, which answers nobody meanwhile; none if
-        there is no such data. ``Fault`` if that fails."""
+        there is no such data. ``Fault`` if that fails. Cancelled, that process is ended, and replaced."""
         if not self._replicas:
             raise Fault("no process of the model is there to measure it")
+        replica = self._replicas[0]
         try:
-            return await self._replicas[0].measure()
+            return await replica.measure()
         except Lost:
             raise Fault("the model's process ended while it was measured") from None
+        except asyncio.CancelledError:
+            self.batcher.remove(replica)
+            replica.kill()
+            raise
+
+    async def whole(self, within_s: float) -> None:
+        """Once all its processes are there, or some are after that time. ``Fault`` if none is, or it was closed."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while self.batcher.num_runners < self._num_replicas and not self._is_closed:
+                    await asyncio.sleep(_LOOK_S)
+        if self._is_closed or not self.batcher.num_runners:
+            raise Fault(f"no process of version {self.version} is there to answer")
 
     async def close(self) -> None:
         """Finish what waits and is computed, for at most 30 s; its processes go back to where they came from."""

@@ -66,6 +66,10 @@ class Replica:
             process = await asyncio.create_subprocess_exec(
                 *loading.command, *map(str, fds), pass_fds=fds, stdin=asyncio.subprocess.DEVNULL
             )
+        except BaseException:  # what may have begun ends with its lifeline
+            os.close(lifeline_end)
+            ours.close()
+            raise
         finally:
             theirs.close()
             os.close(lifeline)
@@ -97,6 +101,11 @@ class Replica:
     def closed(self) -> asyncio.Future[None]:
         """Done once the process can do no more."""
         return self._link.closed
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it is at something, or stuck in it."""
+        return self._link.num_asked > 0
 
     async def load(self, source: wire.Source) -> Held:
         """Have it answer with a model. ``ConfigError`` or ``Fault``, with the process's reason, if it cannot; ``Lost``
@@ -132,7 +141,7 @@ class Replica:
         """As ``Runner``."""
         answer: asyncio.Future[Mapping[str, Tensor]] = asyncio.get_running_loop().create_future()
 
-        stuck = asyncio.get_running_loop().call_later(self._loading.compute_s, self._kill)
+        stuck = asyncio.get_running_loop().call_later(self._loading.compute_s, self.kill)
 
         def tell(asked: asyncio.Future[wire.Outcome]) -> None:
             stuck.cancel()
@@ -151,7 +160,8 @@ class Replica:
         return answer
 
     async def measure(self) -> dict[str, Any]:
-        """Metrics of its model on the job's test data; none if it has none. ``Fault`` if that fails."""
+        """Metrics of its model on the job's test data; none if it has none. ``Fault`` if that fails. However long it
+        takes: who gives up must end the process, which is at nothing else meanwhile."""
         told, _ = await self._link.ask(wire.Measure())
         if not isinstance(told, wire.Measured):
             raise _error(told)
@@ -161,18 +171,19 @@ class Replica:
         """End the process: after what it computes, or within 5 s, or at once."""
         self._link.close()
         if at_once:
-            self._kill()
+            self.kill()
         try:
             async with asyncio.timeout(_END_S):
                 await self._process.wait()
         except TimeoutError:
-            self._kill()
+            self.kill()
             await self._process.wait()
         if self._lifeline >= 0:
             os.close(self._lifeline)
             self._lifeline = -1
 
-    def _kill(self) -> None:
+    def kill(self) -> None:
+        """End the process now, without awaiting that."""
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
 

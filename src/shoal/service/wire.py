@@ -199,6 +199,11 @@ class Link(asyncio.Protocol):
             self._transport.writelines(pack(message, tensors))
         return future
 
+    @property
+    def num_asked(self) -> int:
+        """Questions that are not answered yet."""
+        return len(self._asked)
+
     def expect(self) -> asyncio.Future[Outcome]:
         """What will be told next without being asked."""
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
