@@ -53,9 +53,12 @@ def serve(
     run: str, version: int | None, job_file: Path | None, signed_by: Path | None, **given: Any
 ) -> None:  # fmt: skip
     """Answer predictions by the Open Inference Protocol v2, from processes that are replaced if they end."""
-    from shoal.launch.service import Target, run_service
+    from shoal.launch.ending import heeds_sigterm
 
-    run_service(Target(run, version, job_file, signed_by), _serving(given), _say_where)
+    with heeds_sigterm():  # what follows takes seconds to import
+        from shoal.launch.service import Target, run_service
+
+        run_service(Target(run, version, job_file, signed_by), _serving(given), _say_where)
 
 
 def _serving(given: dict[str, Any]) -> Any:
