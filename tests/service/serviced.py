@@ -27,12 +27,16 @@ QUICK = Policy(shadow_requests=0, canary_shares=(), stage_s=60.0)
 
 @dataclass
 class Shelf:
-    """Versions by what they are: see ``model_process``. ``faults`` are raised where one is asked for."""
+    """Versions by what they are: see ``model_process``. ``faults`` are raised where one is asked for,
+    ``trouble`` where the newest is."""
 
     kinds: dict[int, str] = field(default_factory=dict)
     faults: dict[int, Exception] = field(default_factory=dict)
+    trouble: Exception | None = None
 
     def newest(self) -> int | None:
+        if self.trouble is not None:
+            raise self.trouble
         return max(self.kinds, default=None)
 
     def steps(self) -> Sequence[int]:

@@ -146,6 +146,19 @@ def test_a_fault_of_the_service_itself_is_a_refusal_and_the_next_good_version_is
     assert raised == ["an index that is none", "'bound'"]
 
 
+def test_a_run_whose_versions_cannot_be_read_for_a_while_is_followed_after_that(caplog):
+    async def test():
+        async with serviced({1: "good"}) as service:
+            service.shelf.trouble = KeyError("steps")
+            while "the run's versions cannot be read: KeyError: 'steps'" not in caplog.messages:
+                await asyncio.sleep(0.01)
+            service.shelf.trouble = None
+            service.store(2)
+            await service.until("promoted", 2)
+
+    run(test)
+
+
 def test_a_version_that_fails_on_requests_is_refused_in_its_canary_and_nobody_hears_of_it():
     async def test():
         policy = Policy(shadow_requests=0, canary_shares=(0.5,), canary_requests=1000, stage_s=60.0)

@@ -103,12 +103,16 @@ class Conductor:
                 polling.cancel()
 
     async def _poll(self) -> None:
+        trouble = ""
         while True:
+            newest, before, trouble = None, trouble, ""
             try:
                 newest = await asyncio.to_thread(self._stock.newest)
-            except ShoalError as error:
-                _log.warning("the run's versions cannot be read: %s", error)
-                newest = None
+            except Exception as error:  # noqa: BLE001 - whatever it is, those that come later are to be found
+                trouble = _told(error)
+                if trouble != before:
+                    is_known = isinstance(error, ShoalError | OSError)
+                    _log.warning("the run's versions cannot be read: %s", trouble, exc_info=not is_known)
             if newest is not None:
                 self._tell(machine.Found(newest))
             await asyncio.sleep(self._plan.poll_s)
