@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
 import sys
 import time
 import urllib.error
@@ -17,7 +16,6 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -82,30 +80,24 @@ class Ours(Server):
 
     def command(self, model: str, files: Files, port: int, settings: Settings) -> list[str]:
         words = ["serve", str(files.package), "--job", str(JOB), "--port", str(port)]
-        if has_replicas():
-            words += ["--replicas", str(settings["replicas"])]
-        if "max_wait_s" in settings:
-            words += ["--max-wait", str(settings["max_wait_s"])]
+        for name, value in settings.items():
+            words += [f"--{name}", str(value)]
         return [sys.executable, "-c", "from shoal.cli import main; main()", *words]
-
-
-@cache
-def has_replicas() -> bool:
-    """Whether `shoal serve` has model processes apart from its front."""
-    words = [sys.executable, "-c", "from shoal.cli import main; main()", "serve", "--help"]
-    return "--replicas" in subprocess.run(words, check=True, capture_output=True, text=True).stdout
 
 
 def ours() -> Ours:
     """Us."""
-    variants = {"one": {"replicas": 1}} | ({"two": {"replicas": 2}} if has_replicas() else {})
     return Ours(
         name="shoal",
         package="shoal",
         protocol="oip",
-        variants=variants,
+        variants={
+            "one": {"replicas": 1},
+            "one, of 16": {"replicas": 1, "max-batch": 16},
+            "two": {"replicas": 2},
+        },
         single="one",
-        guarded={"max_wait_s": DEADLINE_S / 2},
+        guarded={"max-wait": DEADLINE_S / 2},
     )
 
 

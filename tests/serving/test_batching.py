@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from shoal.errors import ConfigError, Fault
-from shoal.serving.batching import Batcher, Batching, Expired, Lost, Overloaded, Threaded
+from shoal.serving.batching import Batcher, Batching, Done, Expired, Lost, Overloaded, Threaded
 
 
 class Model:
@@ -217,7 +217,7 @@ class Mortal:
         return self.computed
 
     def compute(self) -> None:
-        self.computed.set_result({"twice": torch.tensor(self.inputs[-1]) * 2})
+        self.computed.set_result(Done({"twice": torch.tensor(self.inputs[-1]) * 2}))
 
     def die(self) -> None:
         self.computed.set_exception(Lost("it was killed"))

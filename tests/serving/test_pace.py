@@ -39,6 +39,25 @@ def test_a_batch_is_one_sample_at_least():
     assert paced((1, 3.0)).most_within(0.05, 64) == 1
 
 
+def test_a_batch_is_worth_its_size_while_its_own_part_counts():
+    pace = paced(*((n, 0.002 + 0.0007 * n) for n in (1, 8, 64, 3, 17) * 4))
+    assert pace.worth(64) == 19 and pace.worth(12) == 12  # 0.002 is an eighth of what 20 take
+    assert paced(*((n, 0.0007 * n) for n in (1, 8, 64) * 4)).worth(64) == 8
+    assert paced(*((n, 0.03) for n in (1, 8, 64) * 4)).worth(64) == 64
+    assert Pace().worth(64) == 64
+
+
+def test_what_is_known_of_the_own_part_is_tried_again_in_time():
+    pace = paced(*((n, 0.002 + 0.0007 * n) for n in (1, 8, 64, 3, 17) * 4))
+    sizes = []
+    for own_s in (0.002, 0.02):
+        for _ in range(150):
+            sizes.append(pace.worth(64))
+            pace.add(sizes[-1], own_s + 0.0007 * sizes[-1])
+    assert sizes[0] == 19 and set(sizes[:150]) == {19, 20, 40} and sizes.count(40) < 15
+    assert sizes[-1] == 64
+
+
 def test_what_was_is_forgotten():
     pace = paced(*[(1, 1.0)] * 50, *[(1, 0.01)] * 150)
     assert pace.takes_s(1) == pytest.approx(0.01, rel=0.1)

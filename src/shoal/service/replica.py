@@ -15,7 +15,7 @@ from torch import Tensor
 from shoal.errors import ConfigError, Fault
 from shoal.service import wire
 from shoal.serving.answering import Served
-from shoal.serving.batching import Lost
+from shoal.serving.batching import Done, Lost
 from shoal.serving.package import Probe
 
 _BEGIN_S = 60.0
@@ -137,9 +137,9 @@ class Replica:
         if not isinstance(told, wire.Ready):
             raise _error(told)
 
-    def start(self, inputs: Mapping[str, Tensor]) -> asyncio.Future[Mapping[str, Tensor]]:
+    def start(self, inputs: Mapping[str, Tensor]) -> asyncio.Future[Done]:
         """As ``Runner``."""
-        answer: asyncio.Future[Mapping[str, Tensor]] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
 
         stuck = asyncio.get_running_loop().call_later(self._loading.compute_s, self.kill)
 
@@ -152,7 +152,7 @@ class Replica:
                 return
             told, tensors = asked.result()
             if isinstance(told, wire.Computed):
-                answer.set_result(tensors)
+                answer.set_result(Done(tensors, told.took_s))
             else:
                 answer.set_exception(_error(told))
 

@@ -67,7 +67,9 @@ class Compute(msgspec.Struct, frozen=True, tag=True):
 
 
 class Computed(msgspec.Struct, frozen=True, tag=True):
-    """The tensors are outputs by name."""
+    """The tensors are outputs by name. ``took_s``: to compute them."""
+
+    took_s: float
 
 
 class Measure(msgspec.Struct, frozen=True, tag=True):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -50,10 +50,17 @@ class Lost(Fault):
     """The process that computed a batch has ended, and nobody knows of which request."""
 
 
+class Done(NamedTuple):
+    """All outputs of a batch. ``took_s``: to compute it; None: as long as it was waited for."""
+
+    outputs: Tensors
+    took_s: float | None = None
+
+
 class Runner(Protocol):
     """What computes batches, one at a time."""
 
-    def start(self, inputs: Tensors) -> asyncio.Future[Tensors]:
+    def start(self, inputs: Tensors) -> asyncio.Future[Done]:
         """Begin, at once, with all outputs from all inputs. The future fails with ``Lost`` if this runner can do no
         more; whatever else it fails with is of this batch."""
         ...
@@ -66,15 +73,15 @@ class Threaded:
     predict: Callable[[Tensors], Tensors]
     executor: Executor
 
-    def start(self, inputs: Tensors) -> asyncio.Future[Tensors]:
-        return asyncio.get_running_loop().run_in_executor(self.executor, self.predict, inputs)
+    def start(self, inputs: Tensors) -> asyncio.Future[Done]:
+        return asyncio.get_running_loop().run_in_executor(self.executor, lambda: Done(self.predict(inputs)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batching:
-    """``max_samples``: that are computed at once, and no more than take ``max_batch_s``. The queue holds at most
-    ``max_requests`` and ``max_bytes`` of tensors, and no more than will be computed within ``max_wait_s``, and within
-    the time of each, going by how long batches took; or a single request.
+    """``max_samples``: that are computed at once, and no more than take ``max_batch_s``, nor than gain by it. The queue
+    holds at most ``max_requests`` and ``max_bytes`` of tensors, and no more than will be computed within
+    ``max_wait_s``, and within the time of each, going by how long batches took; or a single request.
     """
 
     max_samples: int = 64
@@ -122,7 +129,7 @@ class Batcher:
         self._size = self._batching.max_samples
         """Of a batch, as large as it may be."""
         self._idle: deque[Runner] = deque()
-        self._at_work: dict[Runner, asyncio.Future[Tensors]] = {}
+        self._at_work: dict[Runner, asyncio.Future[Done]] = {}
         self._gone: set[Runner] = set()
         self._is_closed = False
         self.on_batch: Callable[[int, float], None] | None = None
@@ -262,17 +269,18 @@ class Batcher:
     def _most(self, oldest: _Waiting) -> int:
         """Samples in a batch with this one."""
         bounds, left_s = self._batching, oldest.deadline_s - self._clock.monotonic_s()
-        return self._pace.most_within(min(bounds.max_batch_s, left_s), bounds.max_samples)
+        return self._pace.most_within(min(bounds.max_batch_s, left_s), self._pace.worth(bounds.max_samples))
 
     def _finished(
-        self, runner: Runner, batch: Sequence[_Waiting], begun_s: float, future: asyncio.Future[Tensors]
+        self, runner: Runner, batch: Sequence[_Waiting], begun_s: float, future: asyncio.Future[Done]
     ) -> None:
         """The next batch is under way before the answers of this one are told."""
         del self._at_work[runner]
         result = _outcome(future, [waiting.num_samples for waiting in batch])
         is_lost = isinstance(result, Lost)
         if isinstance(result, list):
-            self._measure(batch, self._clock.monotonic_s() - begun_s)
+            took_s = future.result().took_s
+            self._measure(batch, self._clock.monotonic_s() - begun_s if took_s is None else took_s)
         elif is_lost or len(batch) > 1:
             self._put_back(batch, int(is_lost))
         if not (runner in self._gone or is_lost):
@@ -290,7 +298,8 @@ class Batcher:
         if self.on_batch is not None:
             self.on_batch(num_samples, took_s)
         self._pace.add(num_samples, took_s)
-        self._size = self._pace.most_within(self._batching.max_batch_s, self._batching.max_samples)
+        bounds, pace = self._batching, self._pace
+        self._size = pace.most_within(bounds.max_batch_s, pace.worth(bounds.max_samples))
 
     def _put_back(self, batch: Sequence[_Waiting], num_lost: int) -> None:
         """To the front, each by itself."""
@@ -318,12 +327,12 @@ def _answer(waiting: _Waiting, outputs: Tensors) -> None:
         waiting.answer.set_result(outputs)
 
 
-def _outcome(future: asyncio.Future[Tensors], sizes: Sequence[int]) -> list[Tensors] | BaseException:
+def _outcome(future: asyncio.Future[Done], sizes: Sequence[int]) -> list[Tensors] | BaseException:
     """Each request's outputs, or why there are none."""
     if future.cancelled():
         return Lost("the computation was given up")
     try:
-        return _apart(future.result(), sizes)
+        return _apart(future.result().outputs, sizes)
     except Exception as error:  # noqa: BLE001 - the model's own, for whoever asked it
         return error
 

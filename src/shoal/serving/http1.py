@@ -246,6 +246,7 @@ class _Connection(asyncio.Protocol):
                 await exchange.fail()
         if self.may_write is not None:
             await self.may_write.wait()
+        exchange.scope = {}  # which holds the exchange
         self._current = self._task = None
         self._since_s = self._loop.time()
         if self.is_last or not exchange.keeps_alive:

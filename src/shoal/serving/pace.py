@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 _REMEMBERED = 0.9
 """Of what is known, with each batch: what counts is about the last ten."""
 _LEAST_SPREAD = 0.05
 """Of sizes, relative to their mean square, from which on the two parts can be told apart."""
+_OWN_PART = 1 / 8
+"""Of a batch's time: what it takes for itself, beyond its samples, is no reason for a larger one from here on."""
+_LEAST_WORTH = 8
+_MOST_ALIKE = 40
+"""So many batches of about one size, and a larger one is tried: what is known may be old."""
 
 
 class Pace:
@@ -16,6 +23,8 @@ class Pace:
         self._num = self._n = self._t = self._nn = self._nt = 0.0
         self.batch_s = self.sample_s = 0.0
         """Seconds for a batch of n samples: ``batch_s + n * sample_s``. Both 0 before the first."""
+        self._worth = math.inf
+        self._num_alike = 0
 
     def add(self, num_samples: int, took_s: float) -> None:
         """A batch was computed."""
@@ -25,13 +34,24 @@ class Pace:
             setattr(self, name, _REMEMBERED * getattr(self, name) + value)
         n, t, nn, nt = self._n / self._num, self._t / self._num, self._nn / self._num, self._nt / self._num
         spread = nn - n * n
-        slope = (nt - n * t) / spread if spread > _LEAST_SPREAD * nn else t / n
+        is_told_apart = spread > _LEAST_SPREAD * nn
+        slope = (nt - n * t) / spread if is_told_apart else t / n
         self.sample_s = min(max(0.0, slope), t / n)
         self.batch_s = t - self.sample_s * n
+        self._num_alike = 0 if is_told_apart else self._num_alike + 1
+        if is_told_apart:
+            own = self.batch_s * (1 / _OWN_PART - 1)
+            self._worth = max(_LEAST_WORTH, own / self.sample_s) if self.sample_s else math.inf
 
     def takes_s(self, num_samples: int) -> float:
         """How long a batch of this size will take."""
         return self.batch_s + num_samples * self.sample_s
+
+    def worth(self, most: int) -> int:
+        """The largest batch that gains from being no smaller, at most ``most``: beyond it there is as much done in a
+        second, and each waits longer."""
+        often = 2 if self._num_alike >= _MOST_ALIKE else 1
+        return int(min(most, often * self._worth))
 
     def most_within(self, time_s: float, most: int) -> int:
         """The largest batch that takes no longer than this: from 1 to ``most``."""
