@@ -3,7 +3,7 @@
 python -m benchmarks.serve [--quick] [--rounds N] [--peers NAME,NAME]
 
 Two models: the network of Fashion-MNIST, and wide and deep on tables of 150,000 ids (ours in Shoal's tables, the
-peers' in torch's embeddings). h2load has 1, 4, 16, 64 and 256 connections, each of which sends when it is answered;
+peers' in torch's embeddings). h2load has 1, 4, 16, 32, 64 and 256 connections, each of which sends when it is answered;
 goodput is the most requests a second that were answered with 200 at a p99 of at most 50 ms. All servers have the same
 weights, answer the same, and may use all cores; h2load is on the last one. Each is started anew in each round, forth
 and back; of a server's settings those are kept that do best at 16 connections. ``overhead_ms``: p50 at one connection
@@ -28,7 +28,7 @@ from benchmarks.served_weights import Files, write_files
 from benchmarks.servers import PEERS, Running, Server, generator_core, ours, running
 
 P99_MS = 50.0
-LADDER, QUICK_LADDER = (1, 4, 16, 64, 256), (1, 16)
+LADDER, QUICK_LADDER = (1, 4, 16, 32, 64, 256), (1, 16)
 CHOOSING, LEAST_ANSWERED = 16, 0.99
 DURATION_S, QUICK_DURATION_S = 3.0, 1.0
 QUICK_PEER, QUICK_VARIANT, QUICK_ROUNDS = "mlserver", "in process, batches", 3

@@ -207,6 +207,8 @@ def test_one_that_leaves_while_it_is_computed_disturbs_nobody():
 class Mortal:
     """Computes when it is told to, or is lost."""
 
+    depth = 1
+
     def __init__(self) -> None:
         self.inputs: list[list[float]] = []
         self.computed: asyncio.Future[Any]
@@ -240,6 +242,52 @@ def test_what_a_lost_runner_had_is_computed_by_another_each_by_itself():
             second.compute()
             await task
         assert second.inputs == [[2.0], [3.0]]
+
+    asyncio.run(asyncio.wait_for(test(), 30))
+
+
+class Deep(Mortal):
+    """Takes batches ahead."""
+
+    depth = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.under_way: list[asyncio.Future[Any]] = []
+
+    def start(self, inputs: Mapping[str, Tensor]) -> asyncio.Future[Any]:
+        self.under_way.append(super().start(inputs))
+        return self.under_way[-1]
+
+    def compute(self) -> None:
+        oldest = self.inputs[len(self.inputs) - len(self.under_way)]
+        self.under_way.pop(0).set_result(Done({"twice": torch.tensor(oldest) * 2}, 0.001 * len(oldest)))
+
+    def die(self) -> None:
+        for future in self.under_way:
+            future.set_exception(Lost("it was killed"))
+
+
+def test_a_full_batch_goes_ahead_and_is_not_held_against_its_requests_if_the_runner_is_lost():
+    async def test() -> None:
+        batcher, first = Batcher(Batching(max_samples=2)), Deep()
+        batcher.add(first)
+        tasks = await asked(batcher, *(rows(float(value)) for value in range(6)))
+        assert first.inputs == [[0.0], [1.0, 2.0]] and batcher.num_waiting == 3
+        first.compute()
+        assert (await tasks[0])["twice"].tolist() == [0.0]
+        await asyncio.sleep(0)
+        assert first.inputs[2:] == [[3.0, 4.0]] and batcher.num_waiting == 1
+        first.die()
+        await asyncio.sleep(0.01)
+        assert (batcher.num_runners, batcher.num_waiting) == (0, 5)
+        second = Deep()
+        batcher.add(second)
+        while second.under_way:
+            second.compute()
+            await asyncio.sleep(0.001)
+        assert sorted(second.inputs, key=len) == [[1.0], [2.0], [5.0], [3.0, 4.0]]  # only those begun go alone
+        assert [answer["twice"].item() for answer in await asyncio.gather(*tasks)] == [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
 
     asyncio.run(asyncio.wait_for(test(), 30))
 

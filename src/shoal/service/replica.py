@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -102,6 +102,9 @@ class Replica:
         """Done once the process can do no more."""
         return self._link.closed
 
+    depth: ClassVar[int] = 2
+    """As ``Runner``."""
+
     @property
     def is_busy(self) -> bool:
         """Whether it is at something, or stuck in it."""
@@ -139,9 +142,10 @@ class Replica:
 
     def start(self, inputs: Mapping[str, Tensor]) -> asyncio.Future[Done]:
         """As ``Runner``."""
+        most_s = self._loading.compute_s * (1 + self._link.num_asked)
         answer: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
 
-        stuck = asyncio.get_running_loop().call_later(self._loading.compute_s, self.kill)
+        stuck = asyncio.get_running_loop().call_later(most_s, self.kill)
 
         def tell(asked: asyncio.Future[wire.Outcome]) -> None:
             stuck.cancel()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -60,6 +60,12 @@ class Done(NamedTuple):
 class Runner(Protocol):
     """What computes batches, one at a time."""
 
+    @property
+    def depth(self) -> int:
+        """How many it may have at once, of which it computes the oldest. More than one only if it tells how long each
+        took."""
+        ...
+
     def start(self, inputs: Tensors) -> asyncio.Future[Done]:
         """Begin, at once, with all outputs from all inputs. The future fails with ``Lost`` if this runner can do no
         more; whatever else it fails with is of this batch."""
@@ -72,6 +78,7 @@ class Threaded:
 
     predict: Callable[[Tensors], Tensors]
     executor: Executor
+    depth: ClassVar[int] = 1
 
     def start(self, inputs: Tensors) -> asyncio.Future[Done]:
         return asyncio.get_running_loop().run_in_executor(self.executor, lambda: Done(self.predict(inputs)))
@@ -116,7 +123,8 @@ class _Waiting:
 
 
 class Batcher:
-    """Within one event loop; each of its runners computes one batch at a time. Where a batch fails, each of its
+    """Within one event loop; each of its runners computes one batch at a time, and has the next one already where
+    enough wait for it, so that it need not wait for this loop to come to it. Where a batch fails, each of its
     requests is computed by itself, so that one that the model cannot bear fails alone. Those of a runner that was lost
     are computed by another, in turn: one that loses three runners is what loses them, and fails."""
 
@@ -129,8 +137,11 @@ class Batcher:
         self._size = self._batching.max_samples
         """Of a batch, as large as it may be."""
         self._idle: deque[Runner] = deque()
-        self._at_work: dict[Runner, asyncio.Future[Done]] = {}
+        self._at_work: dict[Runner, list[asyncio.Future[Done]]] = {}
         self._gone: set[Runner] = set()
+        """To get no more, of those at work."""
+        self._lost: set[Runner] = set()
+        """Of which a batch was lost, and others still are to be."""
         self._is_closed = False
         self.on_batch: Callable[[int, float], None] | None = None
         """Told of each batch that was computed."""
@@ -158,7 +169,7 @@ class Batcher:
     async def drain(self) -> None:
         """Until nothing is computed any more, nor waits for somebody who is there."""
         while self._at_work:
-            await asyncio.wait(list(self._at_work.values()))
+            await asyncio.wait([future for futures in self._at_work.values() for future in futures])
             await asyncio.sleep(0)
 
     def close(self) -> None:
@@ -192,7 +203,8 @@ class Batcher:
         pace, size = self._pace, self._size
         num_batches, num_runners = -(-(self._num_samples + 1) // size), max(1, self.num_runners)
         ahead_s = pace.batch_s * num_batches + pace.sample_s * (self._num_samples + 1)
-        return ahead_s / num_runners + (pace.takes_s(size) / 2 if self._at_work else 0.0)
+        under_way = sum(map(len, self._at_work.values())) - len(self._at_work) / 2
+        return (ahead_s + pace.takes_s(size) * under_way) / num_runners
 
     async def ask(self, inputs: Tensors, timeout_s: float) -> Tensors:
         """All outputs for these inputs, whose first axis counts samples. ``Overloaded`` if the queue is full,
@@ -238,22 +250,35 @@ class Batcher:
         return waiting
 
     def _dispatch(self) -> None:
-        while self._idle and (batch := self._next()):
-            runner, begun_s = self._idle.popleft(), self._clock.monotonic_s()
-            future = self._at_work[runner] = runner.start(_together([waiting.inputs for waiting in batch]))
-            future.add_done_callback(partial(self._finished, runner, batch, begun_s))
+        while self._idle and (batch := self._next(0.0)):
+            self._start(self._idle.popleft(), batch)
+        if self._num_samples < self._size or not self._queue:
+            return
+        for runner in [one for one in self._at_work if self._takes_ahead(one)]:
+            if batch := self._next(self._pace.takes_s(self._size)):
+                self._start(runner, batch)
 
-    def _next(self) -> list[_Waiting]:
+    def _takes_ahead(self, runner: Runner) -> bool:
+        """Whether it may have another batch behind the one that it computes."""
+        return len(self._at_work[runner]) < runner.depth and runner not in self._gone and not self._queue[0].is_alone
+
+    def _start(self, runner: Runner, batch: Sequence[_Waiting]) -> None:
+        begun_s, future = self._clock.monotonic_s(), runner.start(_together([waiting.inputs for waiting in batch]))
+        self._at_work.setdefault(runner, []).append(future)
+        future.add_done_callback(partial(self._finished, runner, batch, begun_s))
+
+    def _next(self, delay_s: float) -> list[_Waiting]:
         """The oldest, and as many more of its kind as fit, also into its time; others keep their place. Who has given
-        up, or could not be answered in time, is left out."""
+        up, or could not be answered in time, is left out. ``delay_s``: until they are begun with."""
         batch: list[_Waiting] = []
         others: list[_Waiting] = []
-        num_samples, now_s, most = 0, self._clock.monotonic_s() + self._pace.takes_s(1), 0
+        begun_s, num_samples, most = self._clock.monotonic_s() + delay_s, 0, 0
+        done_s = begun_s + self._pace.takes_s(1)
         while self._queue and not (batch and batch[0].is_alone):
             waiting = self._queue[0]
             if waiting.answer.done():
                 self._leave()
-            elif waiting.deadline_s < now_s:
+            elif waiting.deadline_s < done_s:
                 _fail(self._leave(), Expired("the model did not come to this request in its time"))
             elif batch and num_samples + waiting.num_samples > most:
                 break
@@ -262,30 +287,37 @@ class Batcher:
             else:
                 batch.append(self._leave())
                 num_samples += waiting.num_samples
-                most = most or self._most(waiting)
+                most = most or self._most(waiting.deadline_s - begun_s)
         self._queue.extendleft(reversed(others))
         return batch
 
-    def _most(self, oldest: _Waiting) -> int:
-        """Samples in a batch with this one."""
-        bounds, left_s = self._batching, oldest.deadline_s - self._clock.monotonic_s()
+    def _most(self, left_s: float) -> int:
+        """Samples in a batch whose oldest has so long."""
+        bounds = self._batching
         return self._pace.most_within(min(bounds.max_batch_s, left_s), self._pace.worth(bounds.max_samples))
 
     def _finished(
         self, runner: Runner, batch: Sequence[_Waiting], begun_s: float, future: asyncio.Future[Done]
     ) -> None:
         """The next batch is under way before the answers of this one are told."""
-        del self._at_work[runner]
+        futures = self._at_work[runner]
+        futures.remove(future)
         result = _outcome(future, [waiting.num_samples for waiting in batch])
-        is_lost = isinstance(result, Lost)
+        is_lost, was_begun = isinstance(result, Lost), runner not in self._lost
         if isinstance(result, list):
             took_s = future.result().took_s
             self._measure(batch, self._clock.monotonic_s() - begun_s if took_s is None else took_s)
         elif is_lost or len(batch) > 1:
-            self._put_back(batch, int(is_lost))
-        if not (runner in self._gone or is_lost):
-            self._idle.append(runner)
-        self._gone.discard(runner)
+            self._put_back(batch, is_lost, was_begun)
+        if futures and is_lost:  # what else it had was not begun
+            self._gone.add(runner)
+            self._lost.add(runner)
+        elif not futures:
+            del self._at_work[runner]
+            if not (runner in self._gone or is_lost):
+                self._idle.append(runner)
+            self._gone.discard(runner)
+            self._lost.discard(runner)
         self._dispatch()
         if isinstance(result, list):
             for waiting, answer in zip(batch, result, strict=True):
@@ -301,11 +333,11 @@ class Batcher:
         bounds, pace = self._batching, self._pace
         self._size = pace.most_within(bounds.max_batch_s, pace.worth(bounds.max_samples))
 
-    def _put_back(self, batch: Sequence[_Waiting], num_lost: int) -> None:
-        """To the front, each by itself."""
+    def _put_back(self, batch: Sequence[_Waiting], is_lost: bool, was_begun: bool) -> None:
+        """To the front, each by itself if it may be what is wrong."""
         for waiting in reversed(batch):
-            waiting.is_alone = True
-            waiting.num_lost += num_lost
+            waiting.is_alone = waiting.is_alone or was_begun
+            waiting.num_lost += is_lost and was_begun
             if waiting.num_lost >= _MOST_LOST:
                 _fail(waiting, Fault(f"{_MOST_LOST} processes of the model ended on this request"))
             else:
