@@ -231,6 +231,7 @@ TABLES: Mapping[str, tuple[str, Sequence[Figure]]] = {
             Figure(key="peer_goodput_fraction", meaning="the best of six other servers"),
             Figure(key="refused_p99_ms", meaning="refusals, p99: ms", at_most=20),
             Figure(key="memory_growth_mb", meaning="more memory after it: MB"),
+            Figure(key="memory_growth_again_mb", meaning="and after as much again: MB"),
         ),
     ),
     "rollout": (

@@ -122,10 +122,11 @@ def test_an_answer_says_the_same_in_each_protocol() -> None:
 
 def test_overload_is_told_at_twice_the_capacity() -> None:
     calm, twice = rung(100, 20), Load.of([*answers(*[200] * 90, took_ms=200), *answers(*[429] * 110, took_ms=3)], 1.0)
-    us = Course({1.0: calm, 2.0: twice}, 10_000_000, 12_500_000)
-    late = Course({1.0: calm, 2.0: rung(100, 900)}, 0, 0)
-    some = Course({1.0: calm, 2.0: rung(40, 249)}, 0, 0)
+    us = Course({1.0: calm, 2.0: twice}, 10_000_000, 12_500_000, 12_600_000)
+    late = Course({1.0: calm, 2.0: rung(100, 900)}, 0, 0, 0)
+    some = Course({1.0: calm, 2.0: rung(40, 249)}, 0, 0, 0)
     found = figures_of({"shoal": us, "fastapi": late, "flask": some}, 100.0)
     assert (found["goodput_fraction"], found["refused_p99_ms"], found["memory_growth_mb"]) == (0.9, 3.0, 2.5)
+    assert found["memory_growth_again_mb"] == 0.1
     assert (found["best_peer"], found["peer_goodput_fraction"]) == ("flask", 0.4)
     assert figures_of({"shoal": us, "fastapi": late}, 100.0)["best_peer"] is None
