@@ -3,12 +3,13 @@
 python -m benchmarks.overload [--quick] [--peers NAME,NAME]
 
 The model computes for milliseconds, on one thread and in one copy at every server; ours lays its convolutions out so
-that they take about half as long. Capacity is the most requests a second that we answer at a p99 of 100 ms, the median of three tries. Then h2load
-offers 0.5, 1, 1.5, 2 and 3 times that, evenly and without waiting for answers, to us and to the peers. In time is an
-answer of 200 within 250 ms; our requests say so with the protocol's ``timeout``, and a peer that can be told to refuse
-is, and computes at most 8 samples at once: this model gains nothing from more. ``goodput_fraction``: what is answered
-in time at twice the capacity, over the capacity. ``refused_p99_ms``: of 429 and 503 there. ``memory_growth_mb``: of all
-of our server's processes, from capacity to the end; ``memory_growth_again_mb``: over the same once more.
+that they take about half as long. Capacity is the most requests a second that we answer at a p99 of 100 ms, the median
+of three tries. Then h2load offers 0.5, 1, 1.5, 2 and 3 times that, evenly and without waiting for answers, to us and to
+the peers. In time is an answer of 200 within 250 ms; our requests say so with the protocol's ``timeout``, and a peer
+that can be told to refuse is, and computes at most 8 samples at once: this model gains nothing from more.
+``goodput_fraction``: what is answered in time at twice the capacity, over the capacity. ``refused_p99_ms``: of 429 and
+503 there. ``memory_growth_mb``: of all of our server's processes, from capacity to the end;
+``memory_growth_again_mb``: over the same once more.
 """
 
 from __future__ import annotations
