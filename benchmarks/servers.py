@@ -93,7 +93,6 @@ def ours() -> Ours:
         protocol="oip",
         variants={
             "one": {"replicas": 1},
-            "one, of 16": {"replicas": 1, "max-batch": 16},
             "two": {"replicas": 2},
         },
         single="one",

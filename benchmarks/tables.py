@@ -228,7 +228,7 @@ TABLES: Mapping[str, tuple[str, Sequence[Figure]]] = {
         "Twice as many requests as can be answered",
         (
             Figure(key="goodput_fraction", meaning="answered within 250 ms, over what can be answered", at_least=0.9),
-            Figure(key="peer_goodput_fraction", meaning="the best of six other servers"),
+            Figure(key="peer_goodput_fraction", meaning="the best of six other servers, offered as much"),
             Figure(key="refused_p99_ms", meaning="refusals, p99: ms", at_most=20),
             Figure(key="memory_growth_mb", meaning="more memory after it: MB"),
             Figure(key="memory_growth_again_mb", meaning="and after as much again: MB"),

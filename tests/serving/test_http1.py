@@ -251,6 +251,18 @@ def test_a_head_has_a_limit(echo: Running) -> None:
     assert answer.startswith(b"HTTP/1.1 431 ") and b"at most 65536 bytes" in answer
 
 
+def test_so_has_what_trails_a_body(echo: Running) -> None:
+    head = b"POST /refuses HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+    one_by_one = b"1\r\nx\r\n" * 50_000 + b"0\r\n\r\n"
+    assert asked(echo, head.replace(b"/refuses", b"/a") + one_by_one + LAST).endswith(b"GET /last? [connection] 0:")
+    with echo.connect() as connection:
+        connection.sendall(head)
+        assert connection.recv(1000).endswith(b"full")
+        connection.sendall(b"3\r\nabc\r\n0\r\nX: ")
+        with pytest.raises(ConnectionError):
+            connection.sendall(LARGE * 64)
+
+
 def test_no_other_protocol_is_spoken(echo: Running) -> None:
     answer = asked(echo, b"GET /a HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nleft")
     assert answer.startswith(b"HTTP/1.1 200 OK") and answer.endswith(b"GET /a? [connection,upgrade] 0:")

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-
 _MOST_HEAD_BYTES = 1 << 16
+_MOST_AROUND = 8
+"""Bytes of the chunks that a body comes in, for each of its own: it may come byte by byte."""
 _MOST_AHEAD_BYTES = 1 << 18
 """Of a body, that nobody has taken yet."""
 _MOST_AHEAD = 32
@@ -122,8 +123,9 @@ class _Connection(asyncio.Protocol):
         self._headers: list[tuple[bytes, bytes]] = []
         self._expects = False
         self._head_bytes = 0
+        self._body_bytes = 0
         self._coming: _Exchange | None = None
-        """Whose body is being read."""
+        """Whose body is being read; so many bytes have come of that, with what surrounds its chunks."""
         self._current: _Exchange | None = None
         """Which is being answered; perhaps the same."""
         self._waiting: deque[_Exchange] = deque()
@@ -157,7 +159,11 @@ class _Connection(asyncio.Protocol):
         if self._parser is None or (self._is_ending and self._coming is None):
             return
         if self._coming is None:
+            if not self._head_bytes and self._current is None:
+                self._since_s = self._loop.time()
             self._head_bytes += len(data)
+        else:
+            self._body_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -165,10 +171,16 @@ class _Connection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._refuse(400, f"this is no HTTP request: {error.__context__ or error}")
         else:
-            if self._coming is None and self._head_bytes > _MOST_HEAD_BYTES:
-                self._refuse(431, f"the head of a request has at most {_MOST_HEAD_BYTES} bytes")
+            self._check()
         self._weigh()
         self._start_next()
+
+    def _check(self) -> None:
+        """Refuse a head that is too long, or what trails a body, or more about chunks than is in them."""
+        if self._coming is None and self._head_bytes > _MOST_HEAD_BYTES:
+            self._refuse(431, f"the head of a request has at most {_MOST_HEAD_BYTES} bytes")
+        elif self._coming is not None and self._body_bytes > _MOST_HEAD_BYTES + _MOST_AROUND * self._coming.num_fed:
+            self._refuse(431, f"what is around a body has at most {_MOST_HEAD_BYTES} bytes")
 
     def pause_writing(self) -> None:
         self.may_write = asyncio.Event()
@@ -204,7 +216,7 @@ class _Connection(asyncio.Protocol):
             "client": self._client, "scheme": self._shared.scheme, "method": parser.get_method().decode("ascii"),
             "root_path": "", "path": path, "raw_path": raw_path, "query_string": query, "headers": self._headers,
         }  # fmt: skip
-        self._head_bytes = 0
+        self._head_bytes = self._body_bytes = 0
         self._coming = _Exchange(self, scope, parser.should_keep_alive(), self._expects)
         self._waiting.append(self._coming)
 
@@ -318,7 +330,7 @@ class _Exchange:
 
     __slots__ = (
         "_chunks", "_connection", "_expects", "_has_all", "_is_bare", "_is_chunked", "_on_gone", "_start", "_waiter",
-        "_was_told", "has_begun", "has_gone", "is_answered", "keeps_alive", "num_bytes", "scope",
+        "_was_told", "has_begun", "has_gone", "is_answered", "keeps_alive", "num_bytes", "num_fed", "scope",
     )  # fmt: skip
 
     def __init__(self, connection: _Connection, scope: Scope, keeps_alive: bool, expects: bool) -> None:
@@ -328,6 +340,8 @@ class _Exchange:
         self.has_begun = self.has_gone = self.is_answered = False
         self.num_bytes = 0
         """Of the body, that nobody has taken yet."""
+        self.num_fed = 0
+        """Of the body, that have come."""
         self._connection = connection
         self._expects = expects
         self._chunks: list[bytes] = []
@@ -345,6 +359,7 @@ class _Exchange:
 
     def feed(self, data: bytes) -> None:
         """A part of the body. What comes after the answer is of no use."""
+        self.num_fed += len(data)
         if not self.is_answered:
             self._chunks.append(data)
             self.num_bytes += len(data)
