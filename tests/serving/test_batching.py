@@ -250,6 +250,7 @@ class Deep(Mortal):
     """Takes batches ahead."""
 
     depth = 2
+    sample_s = 0.001
 
     def __init__(self) -> None:
         super().__init__()
@@ -261,7 +262,7 @@ class Deep(Mortal):
 
     def compute(self) -> None:
         oldest = self.inputs[len(self.inputs) - len(self.under_way)]
-        self.under_way.pop(0).set_result(Done({"twice": torch.tensor(oldest) * 2}, 0.001 * len(oldest)))
+        self.under_way.pop(0).set_result(Done({"twice": torch.tensor(oldest) * 2}, self.sample_s * len(oldest)))
 
     def die(self) -> None:
         for future in self.under_way:
@@ -288,6 +289,26 @@ def test_a_full_batch_goes_ahead_and_is_not_held_against_its_requests_if_the_run
             await asyncio.sleep(0.001)
         assert sorted(second.inputs, key=len) == [[1.0], [2.0], [5.0], [3.0, 4.0]]  # only those begun go alone
         assert [answer["twice"].item() for answer in await asyncio.gather(*tasks)] == [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
+
+    asyncio.run(asyncio.wait_for(test(), 30))
+
+
+def test_who_has_no_time_to_go_ahead_waits_for_whoever_is_there_sooner():
+    async def test() -> None:
+        clock, runner = Hands(), Deep()
+        runner.sample_s = 1.0
+        batcher = Batcher(Batching(max_samples=2, max_batch_s=10), clock)
+        batcher.add(runner)
+        (first,) = await asked(batcher, rows(0.0, 1.0))
+        runner.compute()
+        await first
+        (under_way,) = await asked(batcher, rows(2.0, 3.0))
+        (hasty,) = await asked(batcher, rows(4.0, 5.0), timeout_s=2.5)  # a batch of two takes 2
+        assert len(runner.inputs) == 2 and batcher.num_waiting == 1
+        runner.compute()
+        await under_way
+        runner.compute()
+        assert (await hasty)["twice"].tolist() == [8.0, 10.0]
 
     asyncio.run(asyncio.wait_for(test(), 30))
 

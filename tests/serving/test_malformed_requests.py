@@ -145,8 +145,9 @@ def test_a_million_rows_are_413_before_they_are_read(http: httpx.Client) -> None
     assert answer.json()["error"] == "a request may have 65536 samples, and 1000000 came: send it in parts"
 
 
-def test_a_slow_client_is_told_so_and_holds_up_nobody(predictor: ModelPredictor) -> None:
-    head = b"POST /v2/models/scaled/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
+@pytest.mark.parametrize("begun", [b"", b"{"])
+def test_a_slow_client_is_told_so_and_holds_up_nobody(predictor: ModelPredictor, begun: bytes) -> None:
+    head = b"POST /v2/models/scaled/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n" + begun
     with Server(predictor, limits=Limits(timeout_s=0.5)) as server:
         address = httpx.URL(server.url)
         with socket.create_connection((address.host, address.port or 0)) as slow:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from shoal.serving.access import Denied, Key
 from shoal.serving.inference import refusal
 
 _MOST_BYTES = 4096
+_PATIENCE_S = 10.0
 
 
 class Steered(Protocol):
@@ -82,10 +84,14 @@ def admin_app(steered: Steered, key: Key, log: Notes) -> Starlette:
 
 async def _version(request: Request) -> int | None:
     body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _MOST_BYTES:
-            raise HTTPException(413, f"a demand has at most {_MOST_BYTES} bytes")
+    try:
+        async with asyncio.timeout(_PATIENCE_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > _MOST_BYTES:
+                    raise HTTPException(413, f"a demand has at most {_MOST_BYTES} bytes")
+    except TimeoutError:
+        raise HTTPException(408, f"the demand did not come within {_PATIENCE_S} s") from None
     try:
         return msgspec.json.decode(body or b"{}", type=_Wanted).version
     except msgspec.MsgspecError as error:

@@ -269,25 +269,25 @@ class Batcher:
 
     def _next(self, delay_s: float) -> list[_Waiting]:
         """The oldest, and as many more of its kind as fit, also into its time; others keep their place. Who has given
-        up, or could not be answered in time, is left out. ``delay_s``: until they are begun with."""
+        up, or could not be answered in time, is left out. ``delay_s``: until they are begun with; who has no time for
+        that stays, for somebody may be there sooner."""
         batch: list[_Waiting] = []
         others: list[_Waiting] = []
-        begun_s, num_samples, most = self._clock.monotonic_s() + delay_s, 0, 0
-        done_s = begun_s + self._pace.takes_s(1)
+        num_samples, done_s, most = 0, self._clock.monotonic_s() + self._pace.takes_s(1), 0
         while self._queue and not (batch and batch[0].is_alone):
             waiting = self._queue[0]
             if waiting.answer.done():
                 self._leave()
             elif waiting.deadline_s < done_s:
                 _fail(self._leave(), Expired("the model did not come to this request in its time"))
-            elif batch and num_samples + waiting.num_samples > most:
+            elif waiting.deadline_s < done_s + delay_s or (batch and num_samples + waiting.num_samples > most):
                 break
             elif batch and (waiting.is_alone or waiting.kind != batch[0].kind):
                 others.append(self._queue.popleft())
             else:
                 batch.append(self._leave())
                 num_samples += waiting.num_samples
-                most = most or self._most(waiting.deadline_s - begun_s)
+                most = most or self._most(waiting.deadline_s - self._clock.monotonic_s() - delay_s)
         self._queue.extendleft(reversed(others))
         return batch
 

@@ -227,13 +227,13 @@ class _Watch:
 
 
 async def _read(receive: Receive, limits: Limits) -> bytes:
-    first = await receive()
-    if first["type"] == "http.request" and not first.get("more_body", False):
-        body: bytes = first.get("body", b"")
-        limits.check_bytes(len(body))
-        return body
     try:
         async with asyncio.timeout(limits.timeout_s):
+            first = await receive()
+            if first["type"] == "http.request" and not first.get("more_body", False):
+                body: bytes = first.get("body", b"")
+                limits.check_bytes(len(body))
+                return body
             return await _read_on(receive, first, limits)
     except TimeoutError:
         raise TooSlow(f"the body did not come within {limits.timeout_s} s") from None
