@@ -68,7 +68,7 @@ def tried(test: Callable[[Model, Batcher, Hands], Awaitable[None]], **bounds: An
 async def asked(batcher: Batcher, *inputs: dict[str, Tensor], timeout_s: float = 10.0) -> list[asyncio.Task[Any]]:
     tasks = []
     for one in inputs:
-        tasks.append(asyncio.create_task(batcher.ask(one, timeout_s)))
+        tasks.append(asyncio.ensure_future(batcher.ask(one, timeout_s)))
         await asyncio.sleep(0)
     return tasks
 

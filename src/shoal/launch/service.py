@@ -214,8 +214,9 @@ class _Service:
         with listen(serving.host, serving.port) as listener, listen("127.0.0.1", serving.admin_port) as admin_listener:
             conductor = self._conductor()
             face = Face(service=self._switch, limits=serving.limits, key=self._key, seen=self._seen)
+            app = App(face)
             servers = [
-                (HttpServer(App(face), serving.tls.context() if serving.tls else None), listener),
+                (HttpServer(app, serving.tls.context() if serving.tls else None, app), listener),
                 (HttpServer(admin_app(conductor, self._admin_key, self)), admin_listener),
             ]
             grpc = await self._grpc(face)

@@ -203,9 +203,9 @@ class Release:
                 self._witness.note("replica_replaced", version=self.version, pid=self._replicas[-1].pid)
                 return
 
-    async def ask(self, inputs: Mapping[str, Tensor], timeout_s: float) -> Mapping[str, Tensor]:
+    def ask(self, inputs: Mapping[str, Tensor], timeout_s: float) -> asyncio.Future[Mapping[str, Tensor]]:
         """As ``Batcher.ask``."""
-        return await self.batcher.ask(inputs, timeout_s)
+        return self.batcher.ask(inputs, timeout_s)
 
     async def measure(self) -> dict[str, Any]:
         """Metrics on the job's test data, computed by one of its processes, which answers nobody meanwhile; none if

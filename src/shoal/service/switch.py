@@ -8,6 +8,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch import Tensor
 from shoal.errors import ConfigError
 from shoal.rollout import Observed
 from shoal.service.release import Release, Tally
-from shoal.serving.answering import Answer, NotReady, Served, Unknown
+from shoal.serving.answering import Answer, NotReady, Served, Unknown, failed, then
 from shoal.serving.batching import Expired, Overloaded
 
 Tensors = Mapping[str, Tensor]
@@ -55,10 +56,21 @@ class Switch:
         if self.live is not None:
             self.live.batcher.check_room(num_bytes)
 
-    async def ask(self, inputs: Tensors, timeout_s: float, version: int | None = None) -> Answer:
+    def ask(self, inputs: Tensors, timeout_s: float, version: int | None = None) -> asyncio.Future[Answer]:
         if version is not None:
-            release = self._named(version)
-            return Answer(version, await release.ask(inputs, timeout_s))
+            return self._ask_one(version, inputs, timeout_s)
+        if self.live is not None and (self.candidate is None or not (self.share or self.is_mirrored)):
+            return self._ask_live(self.live, inputs, timeout_s)
+        return asyncio.create_task(self._ask_some(inputs, timeout_s))
+
+    def _ask_one(self, version: int, inputs: Tensors, timeout_s: float) -> asyncio.Future[Answer]:
+        for release in (self.live, self.candidate, *self.others.values()):
+            if release is not None and release.version == version:
+                return then(release.ask(inputs, timeout_s), partial(Answer, version))
+        return failed(Unknown(f"version {version} is not served"))
+
+    async def _ask_some(self, inputs: Tensors, timeout_s: float) -> Answer:
+        """The candidate, for its share; and the live version."""
         live, candidate, refusal = self.live, self.candidate, None
         if candidate is not None and self.share and self._random.random() < self.share:
             outputs, refusal = await self._tried(candidate, inputs, timeout_s)
@@ -66,35 +78,34 @@ class Switch:
                 return Answer(candidate.version, outputs)
         if live is None:
             raise NotReady("no version is served yet: ask again later")
-        answer = await self._live(live, inputs, timeout_s)
+        answer = await self._ask_live(live, inputs, timeout_s)
         if candidate is not None and refusal is not None:
             candidate.tally.failed(refusal)
-        return answer
-
-    def _named(self, version: int) -> Release:
-        for release in (self.live, self.candidate, *self.others.values()):
-            if release is not None and release.version == version:
-                return release
-        raise Unknown(f"version {version} is not served")
-
-    async def _live(self, live: Release, inputs: Tensors, timeout_s: float) -> Answer:
-        begun_s = time.perf_counter()
-        try:
-            outputs = await live.ask(inputs, timeout_s)
-        except (ConfigError, Overloaded, Expired):  # whoever asks has to mend that, or to wait
-            raise
-        except Exception as error:
-            live.tally.failed(error)
-            raise
-        live.tally.answered(time.perf_counter() - begun_s)
-        if sum(tensor.nbytes for tensor in inputs.values()) <= _MOST_BYTES:
-            self.recent.append(inputs)
-        candidate = self.candidate
-        if self.is_mirrored and candidate is not None and len(self._mirrored) < _MOST_MIRRORED:
-            task = asyncio.create_task(self._mirror(candidate, inputs, outputs, timeout_s))
+        if self.is_mirrored and self.candidate is not None and len(self._mirrored) < _MOST_MIRRORED:
+            task = asyncio.create_task(self._mirror(self.candidate, inputs, answer.outputs, timeout_s))
             self._mirrored.add(task)
             task.add_done_callback(self._mirrored.discard)
-        return Answer(live.version, outputs)
+        return answer
+
+    def _ask_live(self, live: Release, inputs: Tensors, timeout_s: float) -> asyncio.Future[Answer]:
+        begun_s, asked = time.perf_counter(), live.ask(inputs, timeout_s)
+
+        def tell(asked: asyncio.Future[Tensors]) -> None:
+            if not asked.cancelled():
+                self._note(live, inputs, time.perf_counter() - begun_s, asked.exception())
+
+        asked.add_done_callback(tell)
+        return then(asked, partial(Answer, live.version))
+
+    def _note(self, live: Release, inputs: Tensors, took_s: float, error: BaseException | None) -> None:
+        """How the live version did."""
+        if isinstance(error, Exception):
+            if not isinstance(error, ConfigError | Overloaded | Expired):  # whoever asks has to mend that, or to wait
+                live.tally.failed(error)
+            return
+        live.tally.answered(took_s)
+        if sum(tensor.nbytes for tensor in inputs.values()) <= _MOST_BYTES:
+            self.recent.append(inputs)
 
     async def _tried(
         self, candidate: Release, inputs: Tensors, timeout_s: float

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -13,6 +15,9 @@ from shoal.errors import ConfigError, Fault
 from shoal.job.task import TensorSpec
 from shoal.serving.batching import Batcher, Batching, Threaded
 from shoal.serving.predictor import Predictor
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 class Unknown(ConfigError):
@@ -60,9 +65,9 @@ class Service(Protocol):
         """``Overloaded`` if a request of so many bytes would be refused. Cheap: for before one is read."""
         ...
 
-    async def ask(self, inputs: Mapping[str, Tensor], timeout_s: float, version: int | None = None) -> Answer:
-        """Answer inputs that fit the specs. ``version``: this one, or ``Unknown``. ``Overloaded`` or ``Expired`` as
-        ``Batcher.ask`` says; anything else is the model's own failure."""
+    def ask(self, inputs: Mapping[str, Tensor], timeout_s: float, version: int | None = None) -> asyncio.Future[Answer]:
+        """Answer inputs that fit the specs. ``version``: this one, or it fails with ``Unknown``. It fails with
+        ``Overloaded`` or ``Expired`` as ``Batcher.ask`` does; with anything else for the model's own failure."""
         ...
 
 
@@ -80,6 +85,36 @@ def find(service: Service, name: str | None = None, version: str | None = None) 
         if str(model.version) == version:
             return model
     raise Unknown(f"model {name!r} is served in version {', '.join(str(m.version) for m in models)}, not {version}")
+
+
+def then(asked: asyncio.Future[S], make: Callable[[S], T]) -> asyncio.Future[T]:
+    """What is made of the outcome. Fails as that does, or as ``make``; cancelled, nobody waits for the outcome."""
+    made: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+    def pass_on(asked: asyncio.Future[S]) -> None:
+        if made.done():
+            return
+        try:
+            made.set_result(make(asked.result()))
+        except asyncio.CancelledError:
+            made.cancel()
+        except Exception as error:  # noqa: BLE001 - whoever awaits it is told
+            made.set_exception(error)
+
+    def give_up(made: asyncio.Future[T]) -> None:
+        if made.cancelled():
+            asked.cancel()
+
+    asked.add_done_callback(pass_on)
+    made.add_done_callback(give_up)
+    return made
+
+
+def failed(error: Exception) -> asyncio.Future[Any]:
+    """That has failed already."""
+    future = asyncio.get_running_loop().create_future()
+    future.set_exception(error)
+    return future
 
 
 class Alone:
@@ -100,10 +135,10 @@ class Alone:
     def check_room(self, num_bytes: int = 0) -> None:
         self._batcher.check_room(num_bytes)
 
-    async def ask(self, inputs: Mapping[str, Tensor], timeout_s: float, version: int | None = None) -> Answer:
+    def ask(self, inputs: Mapping[str, Tensor], timeout_s: float, version: int | None = None) -> asyncio.Future[Answer]:
         if version not in (None, self._served.version):
-            raise Unknown(f"version {self._served.version} is served, not {version}")
-        return Answer(self._served.version, await self._batcher.ask(inputs, timeout_s))
+            return failed(Unknown(f"version {self._served.version} is served, not {version}"))
+        return then(self._batcher.ask(inputs, timeout_s), partial(Answer, self._served.version))
 
     def close(self) -> None:
         self._batcher.close()

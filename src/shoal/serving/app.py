@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from shoal.errors import ConfigError, Fault
 from shoal.job.task import TensorSpec
 from shoal.serving.answering import NotReady, Served, find
-from shoal.serving.inference import Face, Inference, OpenInference, PlainColumns, refusal
+from shoal.serving.inference import Asked, Face, Inference, OpenInference, PlainColumns, refusal
 from shoal.serving.openapi import document, shoal_version
 
 _PAGE_HEADERS = {
@@ -44,18 +44,30 @@ class App:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST":
-            path: str = scope["path"].removeprefix(scope.get("root_path", ""))
-            match path.split("/"):
-                case ["", "v2", "models", name, "infer"]:
-                    await self._infer.answer(scope, receive, send, name, None)
-                    return
-                case ["", "v2", "models", name, "versions", number, "infer"]:
-                    await self._infer.answer(scope, receive, send, name, number)
-                    return
-                case ["", "predict"]:
-                    await self._predict.answer(scope, receive, send, None, None)
-                    return
+            inference, name, version = self._find(scope["path"].removeprefix(scope.get("root_path", "")))
+            if inference is not None:
+                await inference.answer(scope, receive, send, name, version)
+                return
         await self._others(scope, receive, send)
+
+    def begin(self, path: str, asked: Asked) -> bool:
+        """As ``Quick``: questions to the model."""
+        inference, name, version = self._find(path)
+        if inference is None:
+            return False
+        inference.begin(asked, name, version)
+        return True
+
+    def _find(self, path: str) -> tuple[Inference | None, str | None, str | None]:
+        """What answers there, and the model and version that it is asked for."""
+        match path.split("/"):
+            case ["", "v2", "models", name, "infer"]:
+                return self._infer, name, None
+            case ["", "v2", "models", name, "versions", number, "infer"]:
+                return self._infer, name, number
+            case ["", "predict"]:
+                return self._predict, None, None
+        return None, None, None
 
 
 def _others(face: Face) -> Starlette:

@@ -27,6 +27,7 @@ Tensors = Mapping[str, Tensor]
 
 _HOPE = 0.8
 """Of its time, within which a request must be thought to be computed: the thought may be wrong."""
+_TOO_LATE = "the model did not come to this request in its time"
 _MOST_LOST = 3
 """So many runners may be lost with a request before it is held to be what ends them."""
 
@@ -106,7 +107,7 @@ class Batching:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Waiting:
     inputs: Tensors
     num_samples: int
@@ -119,7 +120,6 @@ class _Waiting:
     """It was in a batch that failed, so that it goes by itself."""
     num_lost: int = 0
     """How many runners were lost with it."""
-    timer: asyncio.TimerHandle | None = None
 
 
 class Batcher:
@@ -143,6 +143,9 @@ class Batcher:
         self._lost: set[Runner] = set()
         """Of which a batch was lost, and others still are to be."""
         self._is_closed = False
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_s = math.inf
+        """When it goes off: no later than the time of any who waits is over."""
         self.on_batch: Callable[[int, float], None] | None = None
         """Told of each batch that was computed."""
 
@@ -175,6 +178,8 @@ class Batcher:
     def close(self) -> None:
         """Take no more, and refuse what waits."""
         self._is_closed = True
+        if self._alarm is not None:
+            self._alarm.cancel()
         while self._queue:
             _fail(self._leave(), Overloaded("the server is ending: ask again, and another will answer"))
 
@@ -206,17 +211,22 @@ class Batcher:
         under_way = sum(map(len, self._at_work.values())) - len(self._at_work) / 2
         return (ahead_s + pace.takes_s(size) * under_way) / num_runners
 
-    async def ask(self, inputs: Tensors, timeout_s: float) -> Tensors:
-        """All outputs for these inputs, whose first axis counts samples. ``Overloaded`` if the queue is full,
-        ``Expired`` if the model does not come to it in time, ``Fault`` if it ends the model's process time and again,
-        else whatever the runner raises. Cancelled, it is not computed any more."""
+    def ask(self, inputs: Tensors, timeout_s: float) -> asyncio.Future[Tensors]:
+        """All outputs for these inputs, whose first axis counts samples. It fails with ``Overloaded`` if the queue is
+        full, ``Expired`` if the model does not come to it in time, ``Fault`` if it ends the model's process time and
+        again, else with whatever the runner raises. Cancelled, it is not computed any more."""
         waiting = self._waiting(inputs, timeout_s)
-        self.check_room(waiting.num_bytes, timeout_s)
+        try:
+            self.check_room(waiting.num_bytes, timeout_s)
+        except Overloaded as error:
+            waiting.answer.set_exception(error)
+            return waiting.answer
         self._queue.append(waiting)
         self._count(waiting, 1)
         self._dispatch()
-        waiting.timer = asyncio.get_running_loop().call_later(timeout_s, self._expire, waiting)
-        return await waiting.answer
+        if self._queue:
+            self._set_alarm(waiting.deadline_s)
+        return waiting.answer
 
     def _waiting(self, inputs: Tensors, timeout_s: float) -> _Waiting:
         return _Waiting(
@@ -228,9 +238,25 @@ class Batcher:
             asyncio.get_running_loop().create_future(),
         )
 
-    def _expire(self, waiting: _Waiting) -> None:
-        if waiting in self._queue:
-            _fail(waiting, Expired("the model did not come to this request in its time"))
+    def _set_alarm(self, deadline_s: float) -> None:
+        """To tell whoever still waits then that his time is over."""
+        if deadline_s >= self._alarm_s:
+            return
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_s = deadline_s
+        left_s = max(0.0, deadline_s - self._clock.monotonic_s())
+        self._alarm = asyncio.get_running_loop().call_later(left_s, self._expire)
+
+    def _expire(self) -> None:
+        due_s, self._alarm, self._alarm_s = self._alarm_s, None, math.inf
+        self._forget_those_who_left()
+        for waiting in self._queue:
+            if waiting.deadline_s <= due_s:
+                _fail(waiting, Expired(_TOO_LATE))
+        self._forget_those_who_left()
+        if self._queue:
+            self._set_alarm(min(waiting.deadline_s for waiting in self._queue))
 
     def _forget_those_who_left(self) -> None:
         queue, self._queue = self._queue, deque()
@@ -279,7 +305,7 @@ class Batcher:
             if waiting.answer.done():
                 self._leave()
             elif waiting.deadline_s < done_s:
-                _fail(self._leave(), Expired("the model did not come to this request in its time"))
+                _fail(self._leave(), Expired(_TOO_LATE))
             elif waiting.deadline_s < done_s + delay_s or (batch and num_samples + waiting.num_samples > most):
                 break
             elif batch and (waiting.is_alone or waiting.kind != batch[0].kind):
@@ -343,18 +369,15 @@ class Batcher:
             else:
                 self._queue.appendleft(waiting)
                 self._count(waiting, 1)
+                self._set_alarm(waiting.deadline_s)
 
 
 def _fail(waiting: _Waiting, error: BaseException) -> None:
-    if waiting.timer is not None:
-        waiting.timer.cancel()
     if not waiting.answer.done():
         waiting.answer.set_exception(error)
 
 
 def _answer(waiting: _Waiting, outputs: Tensors) -> None:
-    if waiting.timer is not None:
-        waiting.timer.cancel()
     if not waiting.answer.done():
         waiting.answer.set_result(outputs)
 

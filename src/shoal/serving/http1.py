@@ -12,13 +12,13 @@ import logging
 import socket
 import urllib.parse
 from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import httptools
 import msgspec
 
-from shoal.serving.inference import ON_GONE
+from shoal.serving.inference import LARGE_BYTES, ON_GONE, Asked
 from shoal.serving.limits import BACKLOG
 
 if TYPE_CHECKING:
@@ -51,19 +51,28 @@ _ASGI = {"version": "3.0", "spec_version": "2.3"}
 _GONE: Message = {"type": "http.disconnect"}
 
 
-class HttpServer:
-    """Serves an ASGI app on one listener."""
+class Quick(Protocol):
+    """Answers some requests that came whole without a task, as ASGI has one, which would cost as much as all else."""
 
-    def __init__(self, app: ASGIApp, tls: ssl.SSLContext | None = None) -> None:
+    def begin(self, path: str, asked: Asked) -> bool:
+        """Take a POST, to answer it now or later. False for one of others."""
+        ...
+
+
+class HttpServer:
+    """Serves an ASGI app on one listener. ``quick``: what answers before it is asked."""
+
+    def __init__(self, app: ASGIApp, tls: ssl.SSLContext | None = None, quick: Quick | None = None) -> None:
         self._app = app
         self._tls = tls
+        self._quick = quick
         self._connections: set[_Connection] = set()
         self._ended = asyncio.Event()
 
     async def serve(self, listener: socket.socket) -> None:
         """Until ``end``: then finish what was asked, for at most 10 s."""
         loop = asyncio.get_running_loop()
-        shared = _Shared(self._app, "https" if self._tls else "http", self._connections)
+        shared = _Shared(self._app, self._quick, "https" if self._tls else "http", self._connections)
         handshake_s = _HANDSHAKE_S if self._tls else None
         server = await loop.create_server(
             lambda: _Connection(shared, loop), sock=listener, ssl=self._tls, ssl_handshake_timeout=handshake_s,
@@ -101,10 +110,11 @@ class HttpServer:
 class _Shared:
     """What all connections of a server have in common."""
 
-    __slots__ = ("app", "connections", "scheme")
+    __slots__ = ("app", "connections", "quick", "scheme")
 
-    def __init__(self, app: ASGIApp, scheme: str, connections: set[_Connection]) -> None:
+    def __init__(self, app: ASGIApp, quick: Quick | None, scheme: str, connections: set[_Connection]) -> None:
         self.app = app
+        self.quick = quick
         self.scheme = scheme
         self.connections = connections
 
@@ -136,6 +146,7 @@ class _Connection(asyncio.Protocol):
         """To be waited for before more is written, if it is there."""
         self._is_ending = False
         """Nothing more is read, and the connection ends once what has come is answered."""
+        self._is_starting = False
 
     # Of asyncio
 
@@ -210,14 +221,10 @@ class _Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         parser, url = self._parser, self._url
         assert parser is not None
-        path, raw_path, query = _split(url) if len(url) > _LONG_URL else _known(url)
-        scope = {
-            "type": "http", "asgi": _ASGI, "http_version": parser.get_http_version(), "server": self._server,
-            "client": self._client, "scheme": self._shared.scheme, "method": parser.get_method().decode("ascii"),
-            "root_path": "", "path": path, "raw_path": raw_path, "query_string": query, "headers": self._headers,
-        }  # fmt: skip
+        split = _split(url) if len(url) > _LONG_URL else _known(url)
+        head = _Head(parser.get_method(), *split, parser.get_http_version(), self._headers, self._expects)
         self._head_bytes = self._body_bytes = 0
-        self._coming = _Exchange(self, scope, parser.should_keep_alive(), self._expects)
+        self._coming = _Exchange(self, head, parser.should_keep_alive())
         self._waiting.append(self._coming)
 
     def on_body(self, data: bytes) -> None:
@@ -242,23 +249,68 @@ class _Connection(asyncio.Protocol):
                 self._transport.resume_reading()
 
     def _start_next(self) -> None:
-        if self._current is None and self._waiting:
+        if self._is_starting:
+            return
+        self._is_starting = True  # what is answered at once is no deeper a call
+        while self._current is None and self._waiting:
             self._current = exchange = self._waiting.popleft()
-            self._task = self._loop.create_task(self._answer(exchange))
+            if not self._begins(exchange):
+                self._task = self._loop.create_task(self._answer(exchange))
+        self._is_starting = False
+
+    def _begins(self, exchange: _Exchange) -> bool:
+        """Whether it is being answered without a task."""
+        quick = self._shared.quick
+        if (
+            quick is None
+            or not exchange.is_whole
+            or exchange.num_bytes > LARGE_BYTES
+            or exchange.head.method != b"POST"
+        ):
+            return False
+        try:
+            return quick.begin(exchange.head.path, exchange)
+        except Exception:  # noqa: BLE001 - the server answers others
+            _log.exception("an answer could not be made")
+            if not exchange.is_answered:
+                exchange.fail()
+            return True
 
     async def _answer(self, exchange: _Exchange) -> None:
         try:
-            await self._shared.app(exchange.scope, exchange.receive, exchange.send)
+            await self._shared.app(self._scope(exchange), exchange.receive, exchange.send)
         except Exception:  # noqa: BLE001 - the server answers others
             _log.exception("an answer could not be made")
         if not exchange.is_answered and not exchange.has_gone:
             if exchange.has_begun:
                 exchange.keeps_alive = False
             else:
-                await exchange.fail()
+                exchange.fail()
+        await self._go_on(exchange)
+
+    def _scope(self, exchange: _Exchange) -> Scope:
+        head = exchange.head
+        return {
+            "type": "http", "asgi": _ASGI, "http_version": head.version, "server": self._server,
+            "client": self._client, "scheme": self._shared.scheme, "method": head.method.decode("ascii"),
+            "root_path": "", "path": head.path, "raw_path": head.raw_path, "query_string": head.query,
+            "headers": head.headers, "extensions": {ON_GONE: exchange.on_gone},
+        }  # fmt: skip
+
+    def answered(self, exchange: _Exchange) -> None:
+        """One that has no task."""
+        if self.may_write is None:
+            self._end(exchange)
+        else:
+            self._task = self._loop.create_task(self._go_on(exchange))
+
+    async def _go_on(self, exchange: _Exchange) -> None:
         if self.may_write is not None:
             await self.may_write.wait()
-        exchange.scope = {}  # which holds the exchange
+        self._end(exchange)
+
+    def _end(self, exchange: _Exchange) -> None:
+        """Of an exchange; what is next?"""
         self._current = self._task = None
         self._since_s = self._loop.time()
         if self.is_last or not exchange.keeps_alive:
@@ -325,35 +377,56 @@ class _Connection(asyncio.Protocol):
         self._transport.abort()
 
 
+class _Head(NamedTuple):
+    """What comes before a body."""
+
+    method: bytes
+    path: str
+    raw_path: bytes
+    query: bytes
+    version: str
+    headers: list[tuple[bytes, bytes]]
+    expects: bool
+
+
 class _Exchange:
-    """One request and its answer, as ASGI has them."""
+    """One request and its answer: as ASGI has them, or, if it came whole, as ``Asked``."""
 
     __slots__ = (
-        "_chunks", "_connection", "_expects", "_has_all", "_is_bare", "_is_chunked", "_on_gone", "_start", "_waiter",
-        "_was_told", "has_begun", "has_gone", "is_answered", "keeps_alive", "num_bytes", "num_fed", "scope",
+        "_chunks", "_connection", "_expects", "_is_bare", "_is_chunked", "_on_gone", "_start", "_waiter", "_was_told",
+        "has_begun", "has_gone", "head", "is_answered", "is_whole", "keeps_alive", "num_bytes", "num_fed",
     )  # fmt: skip
 
-    def __init__(self, connection: _Connection, scope: Scope, keeps_alive: bool, expects: bool) -> None:
-        scope["extensions"] = {ON_GONE: self._call_if_gone}
-        self.scope = scope
+    def __init__(self, connection: _Connection, head: _Head, keeps_alive: bool) -> None:
+        self.head = head
         self.keeps_alive = keeps_alive
-        self.has_begun = self.has_gone = self.is_answered = False
+        self.has_begun = self.has_gone = self.is_answered = self.is_whole = False
         self.num_bytes = 0
         """Of the body, that nobody has taken yet."""
         self.num_fed = 0
         """Of the body, that have come."""
         self._connection = connection
-        self._expects = expects
+        self._expects = head.expects
         self._chunks: list[bytes] = []
-        self._has_all = self._was_told = self._is_chunked = self._is_bare = False
+        self._was_told = self._is_chunked = self._is_bare = False
         self._waiter: asyncio.Future[None] | None = None
         self._start: Message | None = None
         self._on_gone: Callable[[], object] | None = None
 
-    def _call_if_gone(self, on_gone: Callable[[], object]) -> None:
-        self._on_gone = on_gone
+    def on_gone(self, tell: Callable[[], object]) -> None:
+        """To be called if nobody is there any more to be answered."""
+        self._on_gone = tell
         if self.has_gone:
-            on_gone()
+            tell()
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return self.head.headers
+
+    @property
+    def body(self) -> bytes:
+        """Of a request that came whole."""
+        return self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
 
     # The request
 
@@ -367,7 +440,7 @@ class _Exchange:
 
     def has_all(self) -> None:
         """That was the body."""
-        self._has_all = True
+        self.is_whole = True
         self._wake()
 
     def hang_up(self) -> None:
@@ -383,33 +456,44 @@ class _Exchange:
 
     async def receive(self) -> Message:
         """The body, in parts as they come; when all of it was told, that nobody is there any more."""
-        if self._expects and not (self._chunks or self._has_all or self.has_begun):
+        if self._expects and not (self._chunks or self.is_whole or self.has_begun):
             self._expects = False
             self._connection.write(_CONTINUE)
-        while not (self.has_gone or self.is_answered or (not self._was_told and (self._chunks or self._has_all))):
+        while not (self.has_gone or self.is_answered or (not self._was_told and (self._chunks or self.is_whole))):
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         if self.has_gone or self.is_answered:
             return _GONE
-        body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        self._chunks, self.num_bytes, self._was_told = [], 0, self._has_all
+        body = self.body
+        self._chunks, self.num_bytes, self._was_told = [], 0, self.is_whole
         self._connection.took()
-        return {"type": "http.request", "body": body, "more_body": not self._has_all}
+        return {"type": "http.request", "body": body, "more_body": not self.is_whole}
 
     # The answer
 
+    def answer(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        """All of it, at once, of a request that no task answers."""
+        self._tell(status, headers, body, False)
+        self._connection.answered(self)
+
     async def send(self, message: Message) -> None:
         """A part of the answer."""
-        if self.has_gone:
-            return
         if self._start is None:
             self._start = message
             return
-        body, has_more = message.get("body", b""), message.get("more_body", False)
+        start, has_more = self._start, message.get("more_body", False)
+        self._tell(start["status"], start.get("headers", ()), message.get("body", b""), has_more)
+        if has_more and not self.has_gone and self._connection.may_write is not None:
+            await self._connection.may_write.wait()
+
+    def _tell(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes, has_more: bool) -> None:
+        """The first part of an answer has its head before it."""
+        if self.has_gone:
+            return
         head = b""
         if not self.has_begun:
             self.has_begun = True
-            head = self._begin(len(body), has_more)
+            head = self._begin(status, list(headers), len(body), has_more)
         if self._is_bare:
             body = b""
         elif self._is_chunked:
@@ -420,23 +504,19 @@ class _Exchange:
             self.is_answered = True
             self._chunks, self.num_bytes, self._on_gone = [], 0, None
             self._wake()
-        elif self._connection.may_write is not None:
-            await self._connection.may_write.wait()
 
-    def _begin(self, num_bytes: int, has_more: bool) -> bytes:
+    def _begin(self, status: int, headers: list[tuple[bytes, bytes]], num_bytes: int, has_more: bool) -> bytes:
         """The head of the answer."""
-        assert self._start is not None
-        status, headers = self._start["status"], list(self._start.get("headers", ()))
-        is_recent = self.scope["http_version"] == "1.1"
+        is_recent = self.head.version == "1.1"
         has_length = any(name == b"content-length" for name, _ in headers)
-        self._is_bare = self.scope["method"] == "HEAD" or status in _BODILESS
+        self._is_bare = self.head.method == b"HEAD" or status in _BODILESS
         if not (has_length or has_more or status in _BODILESS):
             headers.append((b"content-length", b"%d" % num_bytes))
         elif not (has_length or status in _BODILESS):
             self._is_chunked = is_recent
             self.keeps_alive = self.keeps_alive and is_recent
             headers += [(b"transfer-encoding", b"chunked")] * is_recent
-        if self._expects and not self._has_all:
+        if self._expects and not self.is_whole:
             self.keeps_alive = False  # whether the body will come is not known
         if _CLOSE in headers:
             self.keeps_alive = False
@@ -447,11 +527,10 @@ class _Exchange:
             headers.append((b"connection", b"keep-alive"))
         return _head(status, headers)
 
-    async def fail(self) -> None:
+    def fail(self) -> None:
         """Answer that the app did not."""
-        self._start, self.keeps_alive = None, False
-        await self.send({"type": "http.response.start", "status": 500})
-        await self.send({"type": "http.response.body"})
+        self.keeps_alive = False
+        self._tell(500, (), b"", False)
 
 
 def _head(status: int, headers: list[tuple[bytes, bytes]]) -> bytes:

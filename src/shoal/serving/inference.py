@@ -6,11 +6,13 @@ Plain ASGI, without a framework's objects. A request that would be refused anywa
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 import msgspec
@@ -32,8 +34,8 @@ _log = logging.getLogger(__name__)
 ON_GONE = "shoal.on_gone"
 """An extension of ASGI: to be given what is to be called if the client of a request hangs up before it is answered."""
 _NOTHING: Mapping[str, Any] = {}
-_LARGE_BYTES = 1 << 18
-"""From here on a body is read and written in a thread."""
+LARGE_BYTES = 1 << 18
+"""A body of more is read and written in a thread."""
 _PATIENT_S = 0.02
 """Who has not been answered for this long is watched, to see whether he hangs up."""
 _LENGTH_HEADER = LENGTH_HEADER.lower().encode()
@@ -93,23 +95,39 @@ class Face:
     seen: Seen = field(default_factory=Seen)
 
 
+class Asked(Protocol):
+    """A request that has come whole, and can be answered without a task of its own."""
+
+    @property
+    def headers(self) -> Headers: ...
+
+    @property
+    def body(self) -> bytes: ...
+
+    def on_gone(self, tell: Callable[[], object]) -> None:
+        """To be told if whoever asks hangs up before he is answered."""
+        ...
+
+    def answer(self, status: int, headers: Headers, body: bytes) -> None:
+        """All of it, at once."""
+        ...
+
+
 class Inference:
     """Answers ``POST`` of a question to one model."""
 
     def __init__(self, face: Face, codec: Codec) -> None:
         self._face = face
         self._codec = codec
+        self._large: set[asyncio.Task[None]] = set()
 
     async def answer(self, scope: Scope, receive: Receive, send: Send, name: str | None, version: str | None) -> None:
         """``name`` None: the model that is served."""
         record = Record(face="http", began_s=time.perf_counter())
         try:
             status, headers, body = await self._answer(scope, receive, record, name, version)
-        except Gone:
-            status, headers, body = 499, [_JSON], b""
         except Exception as error:  # noqa: BLE001 - told to whoever asked
-            status, headers, body = refusal(error)
-            record.reason = type(error).__name__
+            status, headers, body = self._refused(record, error)
         record.status = status
         try:
             await send({"type": "http.response.start", "status": status, "headers": [*headers, content_length(body)]})
@@ -121,23 +139,33 @@ class Inference:
         self, scope: Scope, receive: Receive, record: Record, name: str | None, version: str | None
     ) -> tuple[int, Headers, bytes]:
         face, headers = self._face, scope["headers"]
-        if face.key is not None:
-            face.key.check(headers)
-        model = find(face.service, name, version)
-        face.service.check_room()
+        model = self._admitted(headers, record, name, version)
         body = await _read(receive, face.limits)
-        if face.seen.traces is not None:
-            record.traceparent = _header(headers, b"traceparent") or ""
         length = _header(headers, _LENGTH_HEADER)
         question = await off_loop(len(body), self._codec.decode, body, length, model, face.limits)
         record.asked(len(body), question)
         answer = await self._ask(scope, receive, question, None if version is None else model.version)
         record.answered(answer.version)
-        encoded, json_bytes = await encoded_by(self._codec.encode, question, model, answer)
+        encoded = await off_loop(size_of(answer), encoded_by, self._codec.encode, question, model, answer)
         record.encoded()
-        if json_bytes is None:
-            return 200, [_JSON], encoded
-        return 200, [_BYTES, (_LENGTH_HEADER, str(json_bytes).encode())], encoded
+        return _told(*encoded)
+
+    def _admitted(self, headers: Headers, record: Record, name: str | None, version: str | None) -> Served:
+        """The model that is asked, by whom it may be."""
+        face = self._face
+        if face.key is not None:
+            face.key.check(headers)
+        model = find(face.service, name, version)
+        face.service.check_room()
+        if face.seen.traces is not None:
+            record.traceparent = _header(headers, b"traceparent") or ""
+        return model
+
+    def _refused(self, record: Record, error: Exception) -> tuple[int, Headers, bytes]:
+        if isinstance(error, Gone):
+            return 499, [_JSON], b""
+        record.reason = type(error).__name__
+        return refusal(error)
 
     async def _ask(self, scope: Scope, receive: Receive, question: Question, version: int | None) -> Answer:
         """``Gone`` if whoever asks hangs up meanwhile; it is not computed any more then."""
@@ -145,8 +173,7 @@ class Inference:
         assert task is not None
         watch = _Watch(scope, receive, task)
         try:
-            timeout_s = question.timeout_s or self._face.limits.timeout_s
-            return await ask(self._face.service, question, timeout_s, version)
+            return await ask(self._face, question, version)
         except asyncio.CancelledError:
             if not watch.has_gone:
                 raise
@@ -154,6 +181,65 @@ class Inference:
             raise Gone from None
         finally:
             watch.end()
+
+    def begin(self, asked: Asked, name: str | None, version: str | None) -> None:
+        """The same for a request that has come whole and is not large: it is answered when the model has. Neither a
+        task nor a coroutine is made for it, which would cost as much as all else."""
+        record = Record(face="http", began_s=time.perf_counter())
+        try:
+            model = self._admitted(asked.headers, record, name, version)
+            body, length = asked.body, _header(asked.headers, _LENGTH_HEADER)
+            self._face.limits.check_bytes(len(body))
+            question = self._codec.decode(body, length, model, self._face.limits)
+            record.asked(len(body), question)
+            future = asked_of(self._face, question, None if version is None else model.version)
+        except Exception as error:  # noqa: BLE001 - told to whoever asked
+            self._tell(asked, record, *self._refused(record, error))
+            return
+        asked.on_gone(future.cancel)
+        future.add_done_callback(partial(self._finish, asked, record, question, model))
+
+    def _finish(
+        self, asked: Asked, record: Record, question: Question, model: Served, future: asyncio.Future[Answer]
+    ) -> None:
+        try:
+            answer = answer_of(future)
+            record.answered(answer.version)
+            if size_of(answer) > LARGE_BYTES:
+                task = asyncio.create_task(self._finish_large(asked, record, question, model, answer))
+                self._large.add(task)
+                task.add_done_callback(self._large.discard)
+                return
+            encoded = encoded_by(self._codec.encode, question, model, answer)
+        except asyncio.CancelledError:
+            told = self._refused(record, Gone())
+        except Exception as error:  # noqa: BLE001 - told to whoever asked
+            told = self._refused(record, error)
+        else:
+            record.encoded()
+            told = _told(*encoded)
+        self._tell(asked, record, *told)
+
+    async def _finish_large(
+        self, asked: Asked, record: Record, question: Question, model: Served, answer: Answer
+    ) -> None:
+        try:
+            told = _told(*await asyncio.to_thread(encoded_by, self._codec.encode, question, model, answer))
+            record.encoded()
+        except Exception as error:  # noqa: BLE001 - told to whoever asked
+            told = self._refused(record, error)
+        self._tell(asked, record, *told)
+
+    def _tell(self, asked: Asked, record: Record, status: int, headers: Headers, body: bytes) -> None:
+        record.status = status
+        asked.answer(status, headers, body)
+        self._face.seen.record(record)
+
+
+def _told(encoded: bytes, json_bytes: int | None) -> tuple[int, Headers, bytes]:
+    if json_bytes is None:
+        return 200, [_JSON], encoded
+    return 200, [_BYTES, (_LENGTH_HEADER, b"%d" % json_bytes)], encoded
 
 
 def _header(headers: Headers, name: bytes) -> str | None:
@@ -169,25 +255,44 @@ def _failed(error: Exception) -> ModelFailed:
     return ModelFailed(f"the model failed on this request: {type(error).__name__}: {error}")
 
 
-async def ask(service: Service, question: Question, timeout_s: float, version: int | None) -> Answer:
-    """The service's answer; ``ModelFailed`` for what is the model's own failure."""
+def asked_of(
+    face: Face, question: Question, version: int | None, timeout_s: float | None = None
+) -> asyncio.Future[Answer]:
+    """Ask the service, which has ``timeout_s``; or as long as the question says, else the limit."""
+    if timeout_s is None:
+        timeout_s = question.timeout_s or face.limits.timeout_s
+    return face.service.ask(question.inputs, timeout_s, version)
+
+
+def answer_of(asked: asyncio.Future[Answer]) -> Answer:
+    """The service's, once it is there; ``ModelFailed`` for what is the model's own failure."""
     try:
-        return await service.ask(question.inputs, timeout_s, version)
+        return asked.result()
     except (ConfigError, Overloaded, Expired, NotReady):  # told as what they are
         raise
     except Exception as error:
         raise _failed(error) from error
 
 
-async def encoded_by(
-    encode: Callable[[Question, Served, Answer], T], question: Question, model: Served, answer: Answer
-) -> T:
+async def ask(face: Face, question: Question, version: int | None, timeout_s: float | None = None) -> Answer:
+    """As ``asked_of`` and ``answer_of``. Cancelled, it is not computed any more."""
+    asked = asked_of(face, question, version, timeout_s)
+    with contextlib.suppress(Exception):
+        await asked
+    return answer_of(asked)
+
+
+def encoded_by(encode: Callable[[Question, Served, Answer], T], question: Question, model: Served, answer: Answer) -> T:
     """An answer in the form that ``encode`` makes; ``ModelFailed`` if it cannot, since the model computed it."""
-    num_bytes = sum(tensor.nbytes for tensor in answer.outputs.values())
     try:
-        return await off_loop(num_bytes, encode, question, model, answer)
+        return encode(question, model, answer)
     except Exception as error:
         raise _failed(error) from error
+
+
+def size_of(answer: Answer) -> int:
+    """Bytes of its tensors."""
+    return sum(tensor.nbytes for tensor in answer.outputs.values())
 
 
 class _Watch:
@@ -260,7 +365,7 @@ async def _read_on(receive: Receive, message: Message, limits: Limits) -> bytes:
 
 async def off_loop(num_bytes: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call a function of so many bytes: in a thread if they are many, so that others are answered meanwhile."""
-    if num_bytes <= _LARGE_BYTES:
+    if num_bytes <= LARGE_BYTES:
         return function(*args, **kwargs)
     return await asyncio.to_thread(function, *args, **kwargs)
 

@@ -11,7 +11,7 @@ from typing import Any
 from shoal.errors import ConfigError
 from shoal.serving.answering import NotReady, find
 from shoal.serving.extra import serve_extra
-from shoal.serving.inference import Face, ask, encoded_by, off_loop, status_of
+from shoal.serving.inference import Face, ask, encoded_by, off_loop, size_of, status_of
 from shoal.serving.openapi import shoal_version
 from shoal.serving.seen import Record
 from shoal.serving.server import Tls
@@ -190,9 +190,9 @@ class _Calls:
         record.asked(len(body), question)
         given_s = [given for given in (question.timeout_s, context.time_remaining()) if given is not None]
         timeout_s = min(given_s, default=face.limits.timeout_s)
-        answer = await ask(face.service, question, timeout_s, None if version is None else model.version)
+        answer = await ask(face, question, None if version is None else model.version, timeout_s)
         record.answered(answer.version)
-        encoded = await encoded_by(encode_message, question, model, answer)
+        encoded = await off_loop(size_of(answer), encoded_by, encode_message, question, model, answer)
         record.encoded()
         return encoded
 

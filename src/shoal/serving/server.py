@@ -166,7 +166,8 @@ def _alone_server(alone: Alone, limits: Limits | None) -> HttpServer:
         from shoal.serving.app import App
         from shoal.serving.http1 import HttpServer
         from shoal.serving.inference import Face
-    return HttpServer(App(Face(service=alone, limits=limits or Limits())))
+    app = App(Face(service=alone, limits=limits or Limits()))
+    return HttpServer(app, quick=app)
 
 
 def listen(host: str, port: int) -> socket.socket:
