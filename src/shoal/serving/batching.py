@@ -112,7 +112,7 @@ class _Waiting:
     inputs: Tensors
     num_samples: int
     num_bytes: int
-    kind: tuple[tuple[str, tuple[int, ...]], ...]
+    kind: Sequence[tuple[str, torch.Size]]
     """Names and shapes beyond the samples: what may go together."""
     deadline_s: float
     answer: asyncio.Future[Tensors]
@@ -135,9 +135,11 @@ class Batcher:
         self._num_bytes = self._num_samples = 0
         self._pace = Pace()
         self._size = self._batching.max_samples
-        """Of a batch, as large as it may be."""
+        """Of a batch, as large as it may be; and how long it takes."""
+        self._size_s = 0.0
         self._idle: deque[Runner] = deque()
         self._at_work: dict[Runner, list[asyncio.Future[Done]]] = {}
+        self._num_under_way = 0
         self._gone: set[Runner] = set()
         """To get no more, of those at work."""
         self._lost: set[Runner] = set()
@@ -208,8 +210,7 @@ class Batcher:
         pace, size = self._pace, self._size
         num_batches, num_runners = -(-(self._num_samples + 1) // size), max(1, self.num_runners)
         ahead_s = pace.batch_s * num_batches + pace.sample_s * (self._num_samples + 1)
-        under_way = sum(map(len, self._at_work.values())) - len(self._at_work) / 2
-        return (ahead_s + pace.takes_s(size) * under_way) / num_runners
+        return (ahead_s + self._size_s * (self._num_under_way - len(self._at_work) / 2)) / num_runners
 
     def ask(self, inputs: Tensors, timeout_s: float) -> asyncio.Future[Tensors]:
         """All outputs for these inputs, whose first axis counts samples. It fails with ``Overloaded`` if the queue is
@@ -229,14 +230,13 @@ class Batcher:
         return waiting.answer
 
     def _waiting(self, inputs: Tensors, timeout_s: float) -> _Waiting:
-        return _Waiting(
-            inputs,
-            next(iter(inputs.values())).shape[0],
-            sum(tensor.nbytes for tensor in inputs.values()),
-            tuple((name, tuple(tensor.shape[1:])) for name, tensor in inputs.items()),
-            self._clock.monotonic_s() + timeout_s,
-            asyncio.get_running_loop().create_future(),
-        )
+        kind, num_samples, num_bytes = [], 0, 0
+        for name, tensor in inputs.items():
+            shape = tensor.shape
+            kind.append((name, shape[1:]))
+            num_samples, num_bytes = shape[0], num_bytes + tensor.nbytes
+        answer = asyncio.get_running_loop().create_future()
+        return _Waiting(inputs, num_samples, num_bytes, kind, self._clock.monotonic_s() + timeout_s, answer)
 
     def _set_alarm(self, deadline_s: float) -> None:
         """To tell whoever still waits then that his time is over."""
@@ -291,6 +291,7 @@ class Batcher:
     def _start(self, runner: Runner, batch: Sequence[_Waiting]) -> None:
         begun_s, future = self._clock.monotonic_s(), runner.start(_together([waiting.inputs for waiting in batch]))
         self._at_work.setdefault(runner, []).append(future)
+        self._num_under_way += 1
         future.add_done_callback(partial(self._finished, runner, batch, begun_s))
 
     def _next(self, delay_s: float) -> list[_Waiting]:
@@ -328,6 +329,7 @@ class Batcher:
         """The next batch is under way before the answers of this one are told."""
         futures = self._at_work[runner]
         futures.remove(future)
+        self._num_under_way -= 1
         result = _outcome(future, [waiting.num_samples for waiting in batch])
         is_lost, was_begun = isinstance(result, Lost), runner not in self._lost
         if isinstance(result, list):
@@ -358,6 +360,7 @@ class Batcher:
         self._pace.add(num_samples, took_s)
         bounds, pace = self._batching, self._pace
         self._size = pace.most_within(bounds.max_batch_s, pace.worth(bounds.max_samples))
+        self._size_s = pace.takes_s(self._size)
 
     def _put_back(self, batch: Sequence[_Waiting], is_lost: bool, was_begun: bool) -> None:
         """To the front, each by itself if it may be what is wrong."""

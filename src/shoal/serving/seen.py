@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
 
 from shoal.errors import ConfigError
 from shoal.serving.codec import Question
@@ -78,6 +82,52 @@ class Records(Protocol):
     def record(self, record: Record, ended_s: float) -> None: ...
 
 
+_PHASES = ("decode", "answer", "encode", "all")
+_MOST_UNCOUNTED = 1_000
+
+
+class _Answered(Collector):
+    """Requests that were answered, counted many at once: one by one that would cost a tenth of what they do.
+    ``count``: told how many had this face and version, and their samples."""
+
+    def __init__(self, count: Callable[[str, int | None, int, int], object]) -> None:
+        self._count = count
+        self._uncounted: list[tuple[Record, float]] = []
+        self._counts = np.zeros((len(_PHASES), len(_LATENCY_S) + 1), np.int64)
+        """Those of each phase that took up to each bound, and longer than the last."""
+        self._sums_s = np.zeros(len(_PHASES))
+
+    def add(self, record: Record, ended_s: float) -> None:
+        self._uncounted.append((record, ended_s))
+        if len(self._uncounted) >= _MOST_UNCOUNTED:
+            self._fold()
+
+    def _fold(self) -> None:
+        many, self._uncounted = self._uncounted, []
+        if not many:
+            return
+        times = np.array([(r.began_s, r.decoded_s, r.answered_s, r.encoded_s, ended_s) for r, ended_s in many])
+        took_s = np.column_stack([np.diff(times[:, :4]), times[:, 4] - times[:, 0]])
+        for counts, column in zip(self._counts, np.searchsorted(_LATENCY_S, took_s).T, strict=True):
+            counts += np.bincount(column, minlength=len(counts))
+        self._sums_s += took_s.sum(0)
+        totals: dict[tuple[str, int | None], tuple[int, int]] = {}
+        for record, _ in many:
+            num, num_samples = totals.get((record.face, record.version), (0, 0))
+            totals[record.face, record.version] = num + 1, num_samples + record.num_samples
+        for (face, version), (num, num_samples) in totals.items():
+            self._count(face, version, num, num_samples)
+
+    def collect(self) -> Iterable[HistogramMetricFamily]:
+        self._fold()
+        about = "Of answered requests: read and decoded; waiting and computed; encoded"
+        family = HistogramMetricFamily("shoal_phase_seconds", about, labels=["phase"])
+        bounds = [*(str(float(bound)) for bound in _LATENCY_S), "+Inf"]
+        for phase, counts, sum_s in zip(_PHASES, self._counts, self._sums_s, strict=True):
+            family.add_metric([phase], list(zip(bounds, counts.cumsum().tolist(), strict=True)), float(sum_s))
+        yield family
+
+
 @dataclass
 class Seen:
     """One server's metrics. ``log``: where each request has its line, if anywhere. ``traces``: where its span goes."""
@@ -88,12 +138,10 @@ class Seen:
 
     def __post_init__(self) -> None:
         registry = self.registry
+        self._answered = _Answered(self._count)
+        registry.register(self._answered)  # first, so that what it has yet to count is in those below
         self.requests = Counter("shoal_requests", "Requests", ["face", "status"], registry=registry)
         self.refused = Counter("shoal_refused", "Requests that were not answered", ["reason"], registry=registry)
-        self.phase_s = Histogram(
-            "shoal_phase_seconds", "Of answered requests: read and decoded; waiting and computed; encoded",
-            ["phase"], buckets=_LATENCY_S, registry=registry,
-        )  # fmt: skip
         self.samples = Counter("shoal_samples", "Samples that were answered for", ["version"], registry=registry)
         self.batch = Histogram("shoal_batch_samples", "Samples in a batch", buckets=_SAMPLES, registry=registry)
         self.compute_s = Histogram("shoal_batch_seconds", "Of a batch", buckets=_LATENCY_S, registry=registry)
@@ -101,21 +149,12 @@ class Seen:
         self.version = Gauge("shoal_model_version", "The version that answers", registry=registry)
         self.age_s = Gauge("shoal_model_age_seconds", "Since that version was stored", registry=registry)
         self.decisions = Counter("shoal_decisions", "Of the roll-out", ["kind"], registry=registry)
-        self._newest: tuple[int | None, Counter] = (-1, self.samples)
-        """A version that was looked up, and its counter."""
-        self._phases = [self.phase_s.labels(name) for name in ("decode", "answer", "encode", "all")]
-        self._ok = {face: self.requests.labels(face, "200") for face in ("http", "grpc")}
 
     def record(self, record: Record) -> None:
         """A request is over."""
         now_s = time.perf_counter()
         if record.encoded_s:
-            self._ok[record.face].inc()
-            self._samples_of(record.version).inc(record.num_samples)
-            times = (record.began_s, record.decoded_s, record.answered_s, record.encoded_s)
-            for phase, begun_s, ended_s in zip(self._phases, times, times[1:], strict=False):
-                phase.observe(ended_s - begun_s)
-            self._phases[-1].observe(now_s - record.began_s)
+            self._answered.add(record, now_s)
         else:
             self.requests.labels(record.face, str(record.status)).inc()
             self.refused.labels(record.reason or "Gone").inc()
@@ -124,10 +163,9 @@ class Seen:
         if self.traces is not None:
             self.traces.record(record, now_s)
 
-    def _samples_of(self, version: int | None) -> Counter:
-        if version != self._newest[0]:
-            self._newest = (version, self.samples.labels(version))
-        return self._newest[1]
+    def _count(self, face: str, version: int | None, num: int, num_samples: int) -> None:
+        self.requests.labels(face, "200").inc(num)
+        self.samples.labels(version).inc(num_samples)
 
     def text(self) -> bytes:
         """All of them in Prometheus' text format."""
