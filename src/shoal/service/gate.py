@@ -90,9 +90,9 @@ async def _skew(candidate: Release) -> Check:
     try:
         body = await asyncio.to_thread(encode_request, probe.inputs, {})
         question = await asyncio.to_thread(decode_request, body, None, served.inputs, served.outputs)
-        outputs = await candidate.ask(question.inputs, _PATIENCE_S)
-        answer, _ = encode_response(question, served.name, served.version, outputs)
-        decoded = decode_response(answer)
+        answer = await candidate.ask(question.inputs, _PATIENCE_S)
+        encoded, _ = encode_response(question, served.name, served.version, answer.outputs)
+        decoded = decode_response(encoded)
     except Exception as error:  # noqa: BLE001 - it is what was to be found out
         return Check("skew", False, f"training samples cannot be asked for: {error}")
     wrong = {name: far for name, far in differences_of(decoded, probe.outputs).items() if far}

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
-from torch import Tensor
-
 from shoal.clock import Clock, SystemClock
-from shoal.errors import Fault, ShoalError
+from shoal.errors import ConfigError, Fault, ShoalError
 from shoal.service import wire
 from shoal.service.replica import Held, Loading, Replica
-from shoal.serving.answering import Served
-from shoal.serving.batching import Batcher, Batching, Lost
+from shoal.serving.answering import Answer, Served
+from shoal.serving.batching import Batcher, Batching, Lost, Tensors
 
 _log = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ class Release:
         self._pool = pool
         self._num_replicas = num_replicas
         self._witness = witness
-        batcher.on_batch = witness.batch
+        batcher.on_batch, batcher.on_failure = witness.batch, self._failed
         self._replicas: list[Replica] = []
         self._watching: list[asyncio.Task[None]] = []
         self._is_closed = False
@@ -203,9 +203,24 @@ class Release:
                 self._witness.note("replica_replaced", version=self.version, pid=self._replicas[-1].pid)
                 return
 
-    def ask(self, inputs: Mapping[str, Tensor], timeout_s: float) -> asyncio.Future[Mapping[str, Tensor]]:
-        """As ``Batcher.ask``."""
-        return self.batcher.ask(inputs, timeout_s)
+    def ask(
+        self, inputs: Tensors, timeout_s: float, answered: Callable[[Tensors], object] | None = None
+    ) -> asyncio.Future[Answer]:
+        """As ``Batcher.ask``. ``answered`` is given the inputs once they are. Its tally is of that, and of requests
+        that it fails on but for what whoever asks has to mend."""
+        return self.batcher.ask_for(inputs, timeout_s, partial(self._made, inputs, time.perf_counter(), answered))
+
+    def _made(
+        self, inputs: Tensors, begun_s: float, answered: Callable[[Tensors], object] | None, outputs: Tensors
+    ) -> Answer:
+        self.tally.answered(time.perf_counter() - begun_s)
+        if answered is not None:
+            answered(inputs)
+        return Answer(self.version, outputs)
+
+    def _failed(self, error: Exception) -> None:
+        if not isinstance(error, ConfigError):
+            self.tally.failed(error)
 
     async def measure(self) -> dict[str, Any]:
         """Metrics on the job's test data, computed by one of its processes, which answers nobody meanwhile; none if

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import statistics
-import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,8 +14,8 @@ from torch import Tensor
 from shoal.errors import ConfigError
 from shoal.rollout import Observed
 from shoal.service.release import Release, Tally
-from shoal.serving.answering import Answer, NotReady, Served, Unknown, failed, then
-from shoal.serving.batching import Expired, Overloaded
+from shoal.serving.answering import Answer, NotReady, Served, Unknown, failed
+from shoal.serving.batching import Expired
 
 Tensors = Mapping[str, Tensor]
 
@@ -66,16 +64,16 @@ class Switch:
     def _ask_one(self, version: int, inputs: Tensors, timeout_s: float) -> asyncio.Future[Answer]:
         for release in (self.live, self.candidate, *self.others.values()):
             if release is not None and release.version == version:
-                return then(release.ask(inputs, timeout_s), partial(Answer, version))
+                return release.ask(inputs, timeout_s)
         return failed(Unknown(f"version {version} is not served"))
 
     async def _ask_some(self, inputs: Tensors, timeout_s: float) -> Answer:
         """The candidate, for its share; and the live version."""
         live, candidate, refusal = self.live, self.candidate, None
         if candidate is not None and self.share and self._random.random() < self.share:
-            outputs, refusal = await self._tried(candidate, inputs, timeout_s)
-            if outputs is not None:
-                return Answer(candidate.version, outputs)
+            answer, refusal = await _tried(candidate, inputs, timeout_s)
+            if answer is not None:
+                return answer
         if live is None:
             raise NotReady("no version is served yet: ask again later")
         answer = await self._ask_live(live, inputs, timeout_s)
@@ -88,49 +86,32 @@ class Switch:
         return answer
 
     def _ask_live(self, live: Release, inputs: Tensors, timeout_s: float) -> asyncio.Future[Answer]:
-        begun_s, asked = time.perf_counter(), live.ask(inputs, timeout_s)
+        return live.ask(inputs, timeout_s, self._remember)
 
-        def tell(asked: asyncio.Future[Tensors]) -> None:
-            if not asked.cancelled():
-                self._note(live, inputs, time.perf_counter() - begun_s, asked.exception())
-
-        asked.add_done_callback(tell)
-        return then(asked, partial(Answer, live.version))
-
-    def _note(self, live: Release, inputs: Tensors, took_s: float, error: BaseException | None) -> None:
-        """How the live version did."""
-        if isinstance(error, Exception):
-            if not isinstance(error, ConfigError | Overloaded | Expired):  # whoever asks has to mend that, or to wait
-                live.tally.failed(error)
-            return
-        live.tally.answered(took_s)
+    def _remember(self, inputs: Tensors) -> None:
         if sum(tensor.nbytes for tensor in inputs.values()) <= _MOST_BYTES:
             self.recent.append(inputs)
 
-    async def _tried(
-        self, candidate: Release, inputs: Tensors, timeout_s: float
-    ) -> tuple[Tensors | None, ConfigError | None]:
-        """What a candidate answers. Where it cannot, that counts against it, unless it has no room; or what it has to
-        say against the request, of which the live version may say the same."""
-        begun_s = time.perf_counter()
-        try:
-            outputs = await candidate.ask(inputs, timeout_s)
-        except Overloaded:
-            return None, None
-        except ConfigError as error:
-            return None, error
-        except Exception as error:  # noqa: BLE001 - the live version answers instead
-            candidate.tally.failed(error)
-            return None, None
-        candidate.tally.answered(time.perf_counter() - begun_s)
-        return outputs, None
-
     async def _mirror(self, candidate: Release, inputs: Tensors, expected: Tensors, timeout_s: float) -> None:
-        outputs, refusal = await self._tried(candidate, inputs, timeout_s)
+        answer, refusal = await _tried(candidate, inputs, timeout_s)
         if refusal is not None:  # of what the live version has answered
             candidate.tally.failed(refusal)
-        elif outputs is not None and not same(outputs, expected):
+        elif answer is not None and not same(answer.outputs, expected):
             candidate.tally.num_differing += 1
+
+
+async def _tried(candidate: Release, inputs: Tensors, timeout_s: float) -> tuple[Answer | None, ConfigError | None]:
+    """What a candidate answers, or has to say against the request, of which the live version may say the same. Where
+    it fails otherwise, or comes too late, that counts against it; but not that it has no room."""
+    try:
+        return await candidate.ask(inputs, timeout_s), None
+    except ConfigError as error:
+        return None, error
+    except Expired as error:
+        candidate.tally.failed(error)
+    except Exception:  # noqa: BLE001 - the live version answers instead
+        pass
+    return None, None
 
 
 def same(found: Tensors, expected: Tensors) -> bool:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
+import msgspec
 from torch import Tensor
 
 from shoal.errors import ConfigError, Fault
 from shoal.job.task import TensorSpec
 from shoal.serving.batching import Batcher, Batching, Threaded
 from shoal.serving.predictor import Predictor
-
-S = TypeVar("S")
-T = TypeVar("T")
 
 
 class Unknown(ConfigError):
@@ -42,8 +40,7 @@ class Served:
         return cls(predictor.name, predictor.version, tuple(predictor.inputs), tuple(predictor.outputs))
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """All outputs by name, and the version that they are of."""
 
     version: int
@@ -87,29 +84,6 @@ def find(service: Service, name: str | None = None, version: str | None = None) 
     raise Unknown(f"model {name!r} is served in version {', '.join(str(m.version) for m in models)}, not {version}")
 
 
-def then(asked: asyncio.Future[S], make: Callable[[S], T]) -> asyncio.Future[T]:
-    """What is made of the outcome. Fails as that does, or as ``make``; cancelled, nobody waits for the outcome."""
-    made: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-
-    def pass_on(asked: asyncio.Future[S]) -> None:
-        if made.done():
-            return
-        try:
-            made.set_result(make(asked.result()))
-        except asyncio.CancelledError:
-            made.cancel()
-        except Exception as error:  # noqa: BLE001 - whoever awaits it is told
-            made.set_exception(error)
-
-    def give_up(made: asyncio.Future[T]) -> None:
-        if made.cancelled():
-            asked.cancel()
-
-    asked.add_done_callback(pass_on)
-    made.add_done_callback(give_up)
-    return made
-
-
 def failed(error: Exception) -> asyncio.Future[Any]:
     """That has failed already."""
     future = asyncio.get_running_loop().create_future()
@@ -138,7 +112,7 @@ class Alone:
     def ask(self, inputs: Mapping[str, Tensor], timeout_s: float, version: int | None = None) -> asyncio.Future[Answer]:
         if version not in (None, self._served.version):
             return failed(Unknown(f"version {self._served.version} is served, not {version}"))
-        return then(self._batcher.ask(inputs, timeout_s), partial(Answer, self._served.version))
+        return self._batcher.ask_for(inputs, timeout_s, partial(Answer, self._served.version))
 
     def close(self) -> None:
         self._batcher.close()

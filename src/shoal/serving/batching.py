@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from shoal.errors import ConfigError, Fault
 from shoal.serving.pace import Pace
 
 Tensors = Mapping[str, Tensor]
+T = TypeVar("T")
 
 _HOPE = 0.8
 """Of its time, within which a request must be thought to be computed: the thought may be wrong."""
@@ -115,7 +116,8 @@ class _Waiting:
     kind: Sequence[tuple[str, torch.Size]]
     """Names and shapes beyond the samples: what may go together."""
     deadline_s: float
-    answer: asyncio.Future[Tensors]
+    answer: asyncio.Future[Any]
+    make: Callable[[Tensors], Any]
     is_alone: bool = False
     """It was in a batch that failed, so that it goes by itself."""
     num_lost: int = 0
@@ -150,6 +152,8 @@ class Batcher:
         """When it goes off: no later than the time of any who waits is over."""
         self.on_batch: Callable[[int, float], None] | None = None
         """Told of each batch that was computed."""
+        self.on_failure: Callable[[Exception], None] | None = None
+        """Told of each request that was not refused, and cannot be answered."""
 
     @property
     def num_waiting(self) -> int:
@@ -216,7 +220,11 @@ class Batcher:
         """All outputs for these inputs, whose first axis counts samples. It fails with ``Overloaded`` if the queue is
         full, ``Expired`` if the model does not come to it in time, ``Fault`` if it ends the model's process time and
         again, else with whatever the runner raises. Cancelled, it is not computed any more."""
-        waiting = self._waiting(inputs, timeout_s)
+        return self.ask_for(inputs, timeout_s, _as_they_are)
+
+    def ask_for(self, inputs: Tensors, timeout_s: float, make: Callable[[Tensors], T]) -> asyncio.Future[T]:
+        """What is made of all outputs for these inputs, as soon as they are there; else as ``ask``."""
+        waiting = self._waiting(inputs, timeout_s, make)
         try:
             self.check_room(waiting.num_bytes, timeout_s)
         except Overloaded as error:
@@ -229,14 +237,14 @@ class Batcher:
             self._set_alarm(waiting.deadline_s)
         return waiting.answer
 
-    def _waiting(self, inputs: Tensors, timeout_s: float) -> _Waiting:
+    def _waiting(self, inputs: Tensors, timeout_s: float, make: Callable[[Tensors], Any]) -> _Waiting:
         kind, num_samples, num_bytes = [], 0, 0
         for name, tensor in inputs.items():
             shape = tensor.shape
             kind.append((name, shape[1:]))
             num_samples, num_bytes = shape[0], num_bytes + tensor.nbytes
         answer = asyncio.get_running_loop().create_future()
-        return _Waiting(inputs, num_samples, num_bytes, kind, self._clock.monotonic_s() + timeout_s, answer)
+        return _Waiting(inputs, num_samples, num_bytes, kind, self._clock.monotonic_s() + timeout_s, answer, make)
 
     def _set_alarm(self, deadline_s: float) -> None:
         """To tell whoever still waits then that his time is over."""
@@ -351,7 +359,12 @@ class Batcher:
             for waiting, answer in zip(batch, result, strict=True):
                 _answer(waiting, answer)
         elif not is_lost and len(batch) == 1:
-            _fail(batch[0], result)
+            self._fail(batch[0], result)
+
+    def _fail(self, waiting: _Waiting, error: BaseException) -> None:
+        if self.on_failure is not None and isinstance(error, Exception) and not waiting.answer.done():
+            self.on_failure(error)
+        _fail(waiting, error)
 
     def _measure(self, batch: Sequence[_Waiting], took_s: float) -> None:
         num_samples = sum(waiting.num_samples for waiting in batch)
@@ -368,7 +381,7 @@ class Batcher:
             waiting.is_alone = waiting.is_alone or was_begun
             waiting.num_lost += is_lost and was_begun
             if waiting.num_lost >= _MOST_LOST:
-                _fail(waiting, Fault(f"{_MOST_LOST} processes of the model ended on this request"))
+                self._fail(waiting, Fault(f"{_MOST_LOST} processes of the model ended on this request"))
             else:
                 self._queue.appendleft(waiting)
                 self._count(waiting, 1)
@@ -382,7 +395,14 @@ def _fail(waiting: _Waiting, error: BaseException) -> None:
 
 def _answer(waiting: _Waiting, outputs: Tensors) -> None:
     if not waiting.answer.done():
-        waiting.answer.set_result(outputs)
+        try:
+            waiting.answer.set_result(waiting.make(outputs))
+        except Exception as error:  # noqa: BLE001 - whoever asked is told
+            waiting.answer.set_exception(error)
+
+
+def _as_they_are(outputs: Tensors) -> Tensors:
+    return outputs
 
 
 def _outcome(future: asyncio.Future[Done], sizes: Sequence[int]) -> list[Tensors] | BaseException:

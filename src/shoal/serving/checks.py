@@ -34,12 +34,8 @@ def require_fit(datatype: str, shape: Sequence[int], spec: TensorSpec) -> None:
     """A datatype and a shape that are the model's."""
     if datatype != spec.datatype:
         raise ConfigError(f"datatype must be {spec.datatype}, not {datatype}")
-    if len(shape) != len(spec.shape) or any(map(_differs, shape, spec.shape)):
+    if len(shape) != len(spec.shape) or any(c < 1 or n not in (-1, c) for c, n in zip(shape, spec.shape, strict=True)):
         raise ConfigError(f"shape must be {list(spec.shape)}, where -1 is any number from 1, not {list(shape)}")
-
-
-def _differs(came: int, needed: int) -> bool:
-    return came < 1 or needed not in (-1, came)
 
 
 def require_alike(values: Mapping[str, Tensor]) -> None:

@@ -7,7 +7,6 @@ Extension". What a request says is checked against the model's inputs before the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -85,8 +84,7 @@ _response = msgspec.json.Decoder(_Response)
 _metadata = msgspec.json.Decoder(_Metadata)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Question:
+class Question(msgspec.Struct, frozen=True, kw_only=True):
     """A checked request: the model's inputs by name, which outputs are wanted, and which of them as bytes.
     ``timeout_s``: how long it may take, if it says so."""
 
@@ -151,12 +149,10 @@ def _split(body: bytes, json_bytes: str | None) -> tuple[memoryview, memoryview]
 
 def _read(tensors: Sequence[_Tensor], tail: memoryview, specs: Mapping[str, TensorSpec]) -> dict[str, Tensor]:
     require_all([tensor.name for tensor in tensors], specs)
-    values = {}
+    values, blob = {}, tail[:0]
     for tensor in tensors:
-        size = tensor.parameters.get("binary_data_size", 0)
-        if type(size) is not int or not 0 <= size <= len(tail):
-            raise ConfigError(f"input {tensor.name!r}: binary_data_size is {size!r}, and {len(tail)} bytes are left")
-        blob, tail = tail[:size], tail[size:]
+        if tensor.parameters:
+            blob, tail = _blob(tensor, tail)
         try:
             require_fit(tensor.datatype, tensor.shape, specs[tensor.name])
             values[tensor.name] = _value(tensor, blob)
@@ -166,6 +162,14 @@ def _read(tensors: Sequence[_Tensor], tail: memoryview, specs: Mapping[str, Tens
         raise ConfigError(f"{len(tail)} bytes follow the last input's data: no binary_data_size speaks of them")
     require_alike(values)
     return values
+
+
+def _blob(tensor: _Tensor, tail: memoryview) -> tuple[memoryview, memoryview]:
+    """The tensor's bytes, and what follows them."""
+    size = tensor.parameters.get("binary_data_size", 0)
+    if type(size) is not int or not 0 <= size <= len(tail):
+        raise ConfigError(f"input {tensor.name!r}: binary_data_size is {size!r}, and {len(tail)} bytes are left")
+    return tail[:size], tail[size:]
 
 
 def _value(tensor: _Tensor, blob: memoryview) -> Tensor:

@@ -65,14 +65,22 @@ def from_json(data: Buffer, datatype: str, shape: Sequence[int]) -> Tensor:
 
     ``ConfigError`` if the elements are of another kind or count, do not fit into the datatype, or are not finite.
     """
+    try:
+        values: list[Any] = _decoder(datatype, 1).decode(data)
+    except msgspec.ValidationError:  # nested, or wrong
+        return _from_nested_json(data, datatype, shape)
+    require_count(len(values), shape)
+    return _tensor(_packed(values, datatype).reshape(tuple(shape)), datatype)
+
+
+def _from_nested_json(data: Buffer, datatype: str, shape: Sequence[int]) -> Tensor:
     depth = _depth(data)
     if depth not in (1, len(shape)):
         raise ConfigError(f"data must be an array, flat or nested {len(shape)} deep, and it is nested {depth} deep")
     array = _array(data, datatype, depth)
-    if depth > 1 and array.shape != tuple(shape):
+    if array.shape != tuple(shape):
         raise ConfigError(f"data nested as {list(shape)} was needed, and it is nested as {list(array.shape)}")
-    require_count(array.size, shape)
-    return _tensor(array.reshape(tuple(shape)), datatype)
+    return _tensor(array, datatype)
 
 
 def from_nested(data: bytes, datatype: str, num_axes: int) -> Tensor:

@@ -22,8 +22,7 @@ _LATENCY_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2
 _SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
-@dataclass
-class Record:
+class Record(msgspec.Struct):
     """One request, as it goes on: when each phase of it was over. Times of ``perf_counter``."""
 
     face: str
