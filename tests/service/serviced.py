@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
+import numpy as np
 
 from shoal.errors import ConfigError
 from shoal.rollout import Policy, Threshold
@@ -60,7 +60,7 @@ class Serviced:
     events: list[dict[str, Any]]
 
     async def ask(self, number: float = 1.0, timeout_s: float = 60.0, version: int | None = None) -> Answer:
-        return await self.switch.ask({"number": torch.tensor([number])}, timeout_s, version)
+        return await self.switch.ask({"number": np.array([number], np.float32)}, timeout_s, version)
 
     async def until(self, kind: str, version: int | None = None) -> dict[str, Any]:
         """The event, once it has happened."""

@@ -7,8 +7,8 @@ import os
 import signal
 from dataclasses import replace
 
+import numpy as np
 import pytest
-import torch
 
 from shoal.errors import ConfigError, Fault
 from shoal.service.release import Pool, Release
@@ -113,7 +113,7 @@ def test_a_process_that_is_still_at_something_is_not_used_for_another_version():
         first = await pool.take(Source("good", 1))
         await first.load(Source("good", 1))
         os.kill(first.pid, signal.SIGSTOP)
-        first.start({"number": torch.tensor([1.0])})
+        first.start({"number": np.array([1.0], np.float32)})
         await pool.give_back(first)
         second = await pool.take(Source("good", 2))
         assert second is not first

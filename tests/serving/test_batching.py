@@ -8,12 +8,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 from torch import Tensor
 
 from shoal.errors import ConfigError, Fault
 from shoal.serving.batching import Batcher, Batching, Done, Expired, Lost, Overloaded, Threaded
+from shoal.serving.datatypes import Array, Arrays
 
 
 class Model:
@@ -47,8 +48,8 @@ class Hands:
         raise AssertionError("nobody sleeps here")
 
 
-def rows(*values: float, width: int = 2) -> dict[str, Tensor]:
-    return {"row": torch.tensor(values, dtype=torch.float32)[:, None].expand(-1, width).contiguous()}
+def rows(*values: float, width: int = 2) -> dict[str, Array]:
+    return {"row": np.repeat(np.array(values, np.float32)[:, None], width, 1)}
 
 
 def tried(test: Callable[[Model, Batcher, Hands], Awaitable[None]], **bounds: Any) -> None:
@@ -65,7 +66,7 @@ def tried(test: Callable[[Model, Batcher, Hands], Awaitable[None]], **bounds: An
     asyncio.run(asyncio.wait_for(run(), 30))
 
 
-async def asked(batcher: Batcher, *inputs: dict[str, Tensor], timeout_s: float = 10.0) -> list[asyncio.Task[Any]]:
+async def asked(batcher: Batcher, *inputs: dict[str, Array], timeout_s: float = 10.0) -> list[asyncio.Task[Any]]:
     tasks = []
     for one in inputs:
         tasks.append(asyncio.ensure_future(batcher.ask(one, timeout_s)))
@@ -85,7 +86,7 @@ def test_an_idle_model_takes_what_comes_at_once():
     async def test(model, batcher, clock):
         model.gate.set()
         for value in (1.0, 2.0):
-            assert torch.equal((await batcher.ask(rows(value), 1.0))["twice"], rows(2 * value)["row"])
+            assert np.array_equal((await batcher.ask(rows(value), 1.0))["twice"], rows(2 * value)["row"])
         assert model.sizes == [1, 1]
 
     tried(test)
@@ -148,7 +149,7 @@ def test_too_many_are_refused_and_told_when_to_come_again():
         assert refused.value.retry_after_s > 0
         model.gate.set()
         await asyncio.gather(first, *waiting)
-        assert torch.equal((await batcher.ask(rows(3.0), 1.0))["twice"], rows(6.0)["row"])
+        assert np.array_equal((await batcher.ask(rows(3.0), 1.0))["twice"], rows(6.0)["row"])
 
     tried(test, max_requests=2)
 
@@ -199,7 +200,7 @@ def test_one_that_leaves_while_it_is_computed_disturbs_nobody():
         (other,) = await asked(batcher, rows(1.0))
         first.cancel()
         model.gate.set()
-        assert torch.equal((await other)["twice"], rows(2.0)["row"])
+        assert np.array_equal((await other)["twice"], rows(2.0)["row"])
 
     tried(test)
 
@@ -213,13 +214,13 @@ class Mortal:
         self.inputs: list[list[float]] = []
         self.computed: asyncio.Future[Any]
 
-    def start(self, inputs: Mapping[str, Tensor]) -> asyncio.Future[Any]:
+    def start(self, inputs: Arrays) -> asyncio.Future[Any]:
         self.inputs.append(inputs["row"][:, 0].tolist())
         self.computed = asyncio.get_running_loop().create_future()
         return self.computed
 
     def compute(self) -> None:
-        self.computed.set_result(Done({"twice": torch.tensor(self.inputs[-1]) * 2}))
+        self.computed.set_result(Done({"twice": np.array(self.inputs[-1]) * 2}))
 
     def die(self) -> None:
         self.computed.set_exception(Lost("it was killed"))
@@ -256,13 +257,13 @@ class Deep(Mortal):
         super().__init__()
         self.under_way: list[asyncio.Future[Any]] = []
 
-    def start(self, inputs: Mapping[str, Tensor]) -> asyncio.Future[Any]:
+    def start(self, inputs: Arrays) -> asyncio.Future[Any]:
         self.under_way.append(super().start(inputs))
         return self.under_way[-1]
 
     def compute(self) -> None:
         oldest = self.inputs[len(self.inputs) - len(self.under_way)]
-        self.under_way.pop(0).set_result(Done({"twice": torch.tensor(oldest) * 2}, self.sample_s * len(oldest)))
+        self.under_way.pop(0).set_result(Done({"twice": np.array(oldest) * 2}, self.sample_s * len(oldest)))
 
     def die(self) -> None:
         for future in self.under_way:

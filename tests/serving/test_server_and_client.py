@@ -15,7 +15,16 @@ import torch
 
 from shoal.errors import ConfigError, Fault, LinkFault
 from shoal.serving import ModelPredictor, Server, predict, serve
-from shoal.serving.datatypes import DTYPES, from_bytes, from_json, to_bytes, to_json
+from shoal.serving.datatypes import (
+    ARRAY_DTYPES,
+    DTYPES,
+    as_arrays,
+    as_tensors,
+    from_bytes,
+    from_json,
+    to_bytes,
+    to_json,
+)
 
 TIMES = torch.tensor([1, 10])
 OURS = ("shoal.serving.app", "shoal.serving.http1")
@@ -169,9 +178,11 @@ class Without:
 
 @pytest.mark.parametrize("datatype", DTYPES)
 def test_every_datatype_comes_back_from_json_and_bytes(datatype: str) -> None:
-    values = torch.from_numpy(np.arange(6) % 2).to(DTYPES[datatype]).reshape(2, 3)
-    if values.is_floating_point():
-        values = values * 0.3
+    tensor = torch.from_numpy(np.arange(6) % 2).to(DTYPES[datatype]).reshape(2, 3)
+    if tensor.is_floating_point():
+        tensor = tensor * 0.3
+    values = as_arrays({"x": tensor})["x"]
     as_json = str(to_json(values)).lower().encode()
-    assert torch.equal(from_json(as_json, datatype, [2, 3]), values)
-    assert torch.equal(from_bytes(memoryview(to_bytes(values)), datatype, [2, 3]), values)
+    for found in (from_json(as_json, datatype, [2, 3]), from_bytes(memoryview(to_bytes(values)), datatype, [2, 3])):
+        assert found.dtype == values.dtype == ARRAY_DTYPES[datatype] and np.array_equal(found, values)
+        assert torch.equal(as_tensors({"x": found})["x"], tensor)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from shoal.errors import ConfigError
 from shoal.service import wire
+from shoal.serving.datatypes import Arrays, as_arrays, as_tensors
 from shoal.serving.package import Probe
 from shoal.serving.predictor import Predictor
 
@@ -58,12 +58,12 @@ class Child:
         while (asked := self._wire.receive()) is not None:
             self._wire.send(self._answer(*asked))
 
-    def _answer(self, message: wire.Message, tensors: Mapping[str, Tensor]) -> wire.Frame:
+    def _answer(self, message: wire.Message, arrays: Arrays) -> wire.Frame:
         try:
             match message:
                 case wire.Compute():
                     begun_s = time.perf_counter()
-                    outputs = self._model.predictor.predict(tensors)
+                    outputs = as_arrays(self._model.predictor.predict(as_tensors(arrays)))
                     return wire.pack(wire.Computed(time.perf_counter() - begun_s), outputs)
                 case wire.Load():
                     return self._load(message)
@@ -101,4 +101,5 @@ class Child:
             self._is_settled = True
             gc.freeze()  # to look through torch for garbage takes 0.1 s, in which nobody is answered
         tensors = {f"input/{name}": tensor for name, tensor in probe.inputs.items()}
-        return wire.pack(told, tensors | {f"output/{name}": tensor for name, tensor in probe.outputs.items()})
+        tensors |= {f"output/{name}": tensor for name, tensor in probe.outputs.items()}
+        return wire.pack(told, as_arrays(tensors))

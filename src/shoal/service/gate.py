@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-from torch import Tensor
 
 from shoal.errors import ShoalError
 from shoal.rollout import Check, Policy
@@ -15,6 +13,7 @@ from shoal.service.release import Release
 from shoal.serving.answering import Served
 from shoal.serving.batching import Overloaded
 from shoal.serving.codec import decode_request, decode_response, encode_request, encode_response
+from shoal.serving.datatypes import Arrays, as_arrays, as_tensors
 from shoal.serving.packaged import differences_of
 
 _PATIENCE_S = 60.0
@@ -30,7 +29,7 @@ class _Seen:
 
 
 async def looked_at(
-    candidate: Release, live: Release | None, policy: Policy, recent: Sequence[Mapping[str, Tensor]]
+    candidate: Release, live: Release | None, policy: Policy, recent: Sequence[Arrays]
 ) -> tuple[list[Check], dict[str, Any]]:
     """All checks, and the candidate's metrics. ``live``: what answers now, with its metrics. One check fails if they
     take longer than the policy lets them: then the process that measures is ended."""
@@ -49,7 +48,7 @@ async def looked_at(
 
 
 async def _look(
-    seen: _Seen, candidate: Release, live: Release | None, policy: Policy, recent: Sequence[Mapping[str, Tensor]]
+    seen: _Seen, candidate: Release, live: Release | None, policy: Policy, recent: Sequence[Arrays]
 ) -> None:
     seen.checks.append(fits := _fits(candidate.served, live))
     if policy.gates:
@@ -88,11 +87,11 @@ async def _skew(candidate: Release) -> Check:
         return Check("skew", True, "no training samples are in the form of requests")
     served = candidate.served
     try:
-        body = await asyncio.to_thread(encode_request, probe.inputs, {})
+        body = await asyncio.to_thread(encode_request, as_arrays(probe.inputs), {})
         question = await asyncio.to_thread(decode_request, body, None, served.inputs, served.outputs)
         answer = await candidate.ask(question.inputs, _PATIENCE_S)
         encoded, _ = encode_response(question, served.name, served.version, answer.outputs)
-        decoded = decode_response(encoded)
+        decoded = as_tensors(decode_response(encoded))
     except Exception as error:  # noqa: BLE001 - it is what was to be found out
         return Check("skew", False, f"training samples cannot be asked for: {error}")
     wrong = {name: far for name, far in differences_of(decoded, probe.outputs).items() if far}
@@ -100,7 +99,7 @@ async def _skew(candidate: Release) -> Check:
     return Check("skew", not wrong, f"of {num} training samples {wrong} differ at most" if wrong else f"{num} samples")
 
 
-async def _replayed(candidate: Release, recent: Sequence[Mapping[str, Tensor]]) -> Check:
+async def _replayed(candidate: Release, recent: Sequence[Arrays]) -> Check:
     num_failed, reason = 0, ""
     for inputs in recent:
         try:

@@ -16,7 +16,8 @@ from shoal.errors import ConfigError, Fault, ShoalError
 from shoal.service import wire
 from shoal.service.replica import Held, Loading, Replica
 from shoal.serving.answering import Answer, Served
-from shoal.serving.batching import Batcher, Batching, Lost, Tensors
+from shoal.serving.batching import Batcher, Batching, Lost
+from shoal.serving.datatypes import Arrays
 
 _log = logging.getLogger(__name__)
 
@@ -204,14 +205,14 @@ class Release:
                 return
 
     def ask(
-        self, inputs: Tensors, timeout_s: float, answered: Callable[[Tensors], object] | None = None
+        self, inputs: Arrays, timeout_s: float, answered: Callable[[Arrays], object] | None = None
     ) -> asyncio.Future[Answer]:
         """As ``Batcher.ask``. ``answered`` is given the inputs once they are. Its tally is of that, and of requests
         that it fails on but for what whoever asks has to mend."""
         return self.batcher.ask_for(inputs, timeout_s, partial(self._made, inputs, time.perf_counter(), answered))
 
     def _made(
-        self, inputs: Tensors, begun_s: float, answered: Callable[[Tensors], object] | None, outputs: Tensors
+        self, inputs: Arrays, begun_s: float, answered: Callable[[Arrays], object] | None, outputs: Arrays
     ) -> Answer:
         self.tally.answered(time.perf_counter() - begun_s)
         if answered is not None:

@@ -6,16 +6,15 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
-
-from torch import Tensor
 
 from shoal.errors import ConfigError, Fault
 from shoal.service import wire
 from shoal.serving.answering import Served
 from shoal.serving.batching import Done, Lost
+from shoal.serving.datatypes import Arrays, as_tensors
 from shoal.serving.package import Probe
 
 _BEGIN_S = 60.0
@@ -116,7 +115,7 @@ class Replica:
         self._source = source
         try:
             async with asyncio.timeout(self._loading.most_s):
-                told, tensors = await self._link.ask(wire.Load(source, self._loading.num_threads))
+                told, arrays = await self._link.ask(wire.Load(source, self._loading.num_threads))
         except TimeoutError:
             await self.end(at_once=True)
             raise Fault(
@@ -126,6 +125,7 @@ class Replica:
             case wire.Loaded():
                 self.has_held = True
                 served = Served(told.name, told.version, wire.specs(told.inputs), wire.specs(told.outputs))
+                tensors = as_tensors(arrays)
                 parts = ({n[len(p) :]: t for n, t in tensors.items() if n.startswith(p)} for p in ("input/", "output/"))
                 return Held(served, Probe(*parts), told.by_delta, told.stored_s)
             case _:
@@ -140,7 +140,7 @@ class Replica:
         if not isinstance(told, wire.Ready):
             raise _error(told)
 
-    def start(self, inputs: Mapping[str, Tensor]) -> asyncio.Future[Done]:
+    def start(self, inputs: Arrays) -> asyncio.Future[Done]:
         """As ``Runner``."""
         most_s = self._loading.compute_s * (1 + self._link.num_asked)
         answer: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
@@ -154,9 +154,9 @@ class Replica:
             if (error := asked.exception()) is not None:
                 answer.set_exception(error)
                 return
-            told, tensors = asked.result()
+            told, outputs = asked.result()
             if isinstance(told, wire.Computed):
-                answer.set_result(Done(tensors, told.took_s))
+                answer.set_result(Done(outputs, told.took_s))
             else:
                 answer.set_exception(_error(told))
 

@@ -6,18 +6,16 @@ import asyncio
 import random
 import statistics
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from shoal.errors import ConfigError
 from shoal.rollout import Observed
 from shoal.service.release import Release, Tally
 from shoal.serving.answering import Answer, NotReady, Served, Unknown, failed
 from shoal.serving.batching import Expired
-
-Tensors = Mapping[str, Tensor]
+from shoal.serving.datatypes import WHOLE, Array, Arrays
 
 _REMEMBERED = 64
 """Of the newest requests, to be replayed at a gate; those with more than this many bytes are not."""
@@ -37,7 +35,7 @@ class Switch:
         self.is_mirrored = False
         self.others: dict[int, Release] = {}
         """Loaded, and asked only by name."""
-        self.recent: deque[Tensors] = deque(maxlen=_REMEMBERED)
+        self.recent: deque[Arrays] = deque(maxlen=_REMEMBERED)
         self._random = random.Random(seed)
         self._mirrored: set[asyncio.Task[None]] = set()
 
@@ -54,20 +52,20 @@ class Switch:
         if self.live is not None:
             self.live.batcher.check_room(num_bytes)
 
-    def ask(self, inputs: Tensors, timeout_s: float, version: int | None = None) -> asyncio.Future[Answer]:
+    def ask(self, inputs: Arrays, timeout_s: float, version: int | None = None) -> asyncio.Future[Answer]:
         if version is not None:
             return self._ask_one(version, inputs, timeout_s)
         if self.live is not None and (self.candidate is None or not (self.share or self.is_mirrored)):
             return self._ask_live(self.live, inputs, timeout_s)
         return asyncio.create_task(self._ask_some(inputs, timeout_s))
 
-    def _ask_one(self, version: int, inputs: Tensors, timeout_s: float) -> asyncio.Future[Answer]:
+    def _ask_one(self, version: int, inputs: Arrays, timeout_s: float) -> asyncio.Future[Answer]:
         for release in (self.live, self.candidate, *self.others.values()):
             if release is not None and release.version == version:
                 return release.ask(inputs, timeout_s)
         return failed(Unknown(f"version {version} is not served"))
 
-    async def _ask_some(self, inputs: Tensors, timeout_s: float) -> Answer:
+    async def _ask_some(self, inputs: Arrays, timeout_s: float) -> Answer:
         """The candidate, for its share; and the live version."""
         live, candidate, refusal = self.live, self.candidate, None
         if candidate is not None and self.share and self._random.random() < self.share:
@@ -85,14 +83,14 @@ class Switch:
             task.add_done_callback(self._mirrored.discard)
         return answer
 
-    def _ask_live(self, live: Release, inputs: Tensors, timeout_s: float) -> asyncio.Future[Answer]:
+    def _ask_live(self, live: Release, inputs: Arrays, timeout_s: float) -> asyncio.Future[Answer]:
         return live.ask(inputs, timeout_s, self._remember)
 
-    def _remember(self, inputs: Tensors) -> None:
-        if sum(tensor.nbytes for tensor in inputs.values()) <= _MOST_BYTES:
+    def _remember(self, inputs: Arrays) -> None:
+        if sum(array.nbytes for array in inputs.values()) <= _MOST_BYTES:
             self.recent.append(inputs)
 
-    async def _mirror(self, candidate: Release, inputs: Tensors, expected: Tensors, timeout_s: float) -> None:
+    async def _mirror(self, candidate: Release, inputs: Arrays, expected: Arrays, timeout_s: float) -> None:
         answer, refusal = await _tried(candidate, inputs, timeout_s)
         if refusal is not None:  # of what the live version has answered
             candidate.tally.failed(refusal)
@@ -100,7 +98,7 @@ class Switch:
             candidate.tally.num_differing += 1
 
 
-async def _tried(candidate: Release, inputs: Tensors, timeout_s: float) -> tuple[Answer | None, ConfigError | None]:
+async def _tried(candidate: Release, inputs: Arrays, timeout_s: float) -> tuple[Answer | None, ConfigError | None]:
     """What a candidate answers, or has to say against the request, of which the live version may say the same. Where
     it fails otherwise, or comes too late, that counts against it; but not that it has no room."""
     try:
@@ -114,17 +112,18 @@ async def _tried(candidate: Release, inputs: Tensors, timeout_s: float) -> tuple
     return None, None
 
 
-def same(found: Tensors, expected: Tensors) -> bool:
+def same(found: Arrays, expected: Arrays) -> bool:
     """Whether two answers say the same: whole numbers exactly, others within a thousandth."""
     return found.keys() == expected.keys() and all(_is_same(found[name], expected[name]) for name in found)
 
 
-def _is_same(found: Tensor, expected: Tensor) -> bool:
+def _is_same(found: Array, expected: Array) -> bool:
     if found.shape != expected.shape or found.dtype != expected.dtype:
         return False
-    if not found.is_floating_point():
-        return torch.equal(found, expected)
-    return torch.allclose(found.float(), expected.float(), rtol=_CLOSE, atol=_CLOSE, equal_nan=True)
+    if found.dtype.kind in WHOLE:
+        return np.array_equal(found, expected)
+    one, other = found.astype(np.float64), expected.astype(np.float64)
+    return np.allclose(one, other, rtol=_CLOSE, atol=_CLOSE, equal_nan=True)
 
 
 def observed(tally: Tally) -> Observed:

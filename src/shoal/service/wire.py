@@ -1,30 +1,30 @@
 """What a service and its model processes tell each other, over a socket that both were born with.
 
-A frame: lengths of head and tail (little-endian uint32 and uint64), the head in msgpack, then tensors' bytes one after
+A frame: lengths of head and tail (little-endian uint32 and uint64), the head in msgpack, then arrays' bytes one after
 another. Questions are answered in their order, so nothing is numbered.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import struct
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import msgspec
-import torch
-from torch import Tensor
+import numpy as np
 
 from shoal.errors import Bug
 from shoal.job.task import TensorSpec
 from shoal.serving.batching import Lost
-from shoal.serving.datatypes import DTYPES, datatype_of
+from shoal.serving.datatypes import ARRAY_DTYPES, Array, Arrays, datatype_of_array
 
 _LENGTHS = struct.Struct("<IQ")
 _SMALL_BYTES = 1 << 16
-_NO_TENSORS: Mapping[str, Tensor] = {}
+_NO_ARRAYS: Arrays = {}
 
 
 class Source(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -50,7 +50,7 @@ class Prepare(msgspec.Struct, frozen=True, tag=True):
 
 
 class Loaded(msgspec.Struct, frozen=True, tag=True):
-    """It does. The tensors are a probe: of training samples ``input/NAME`` as requests carry them, and ``output/NAME``
+    """It does. The arrays are a probe: of training samples ``input/NAME`` as requests carry them, and ``output/NAME``
     as the model answers them. ``by_delta``: of its tables only what is new was read. ``stored_s``: when the version was
     stored (wall time), if that is known."""
 
@@ -63,11 +63,11 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
 
 
 class Compute(msgspec.Struct, frozen=True, tag=True):
-    """The tensors are inputs by name."""
+    """The arrays are inputs by name."""
 
 
 class Computed(msgspec.Struct, frozen=True, tag=True):
-    """The tensors are outputs by name. ``took_s``: to compute them."""
+    """The arrays are outputs by name. ``took_s``: to compute them."""
 
     took_s: float
 
@@ -99,12 +99,12 @@ Message = Load | Prepare | Loaded | Compute | Computed | Measure | Measured | Fa
 class _Described(msgspec.Struct, frozen=True, array_like=True):
     name: str
     datatype: str
-    shape: list[int]
+    shape: Sequence[int]
 
 
 class _Head(msgspec.Struct, frozen=True, array_like=True):
     message: Message
-    tensors: list[_Described]
+    arrays: list[_Described]
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -115,31 +115,24 @@ Frame = list[bytes | memoryview]
 """In parts, to be sent one after another."""
 
 
-def pack(message: Message, tensors: Mapping[str, Tensor] = _NO_TENSORS) -> Frame:
-    """What to send. ``ConfigError`` for a tensor of a dtype that the protocol does not have."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    described = [_Described(name, datatype_of(tensor.dtype), list(tensor.shape)) for name, tensor in plain.items()]
-    tails = [memoryview(t.reshape(-1).view(torch.uint8).numpy().data) for t in plain.values() if t.numel()]
+def pack(message: Message, arrays: Arrays = _NO_ARRAYS) -> Frame:
+    """What to send. ``ConfigError`` for an array of a dtype that the protocol does not have."""
+    described = [_Described(name, datatype_of_array(array), array.shape) for name, array in arrays.items()]
+    tails = [np.ascontiguousarray(array).reshape(-1).view(np.uint8).data for array in arrays.values() if array.size]
     head = _encoder.encode(_Head(message, described))
     return [_LENGTHS.pack(len(head), sum(len(tail) for tail in tails)) + head, *tails]
 
 
-def unpack(head: bytes | bytearray, tail: bytearray) -> tuple[Message, dict[str, Tensor]]:
-    """What a frame says. The tensors lie in ``tail``."""
+def unpack(head: bytes | bytearray, tail: bytearray) -> tuple[Message, dict[str, Array]]:
+    """What a frame says. The arrays lie in ``tail``, but for those that would not be aligned there."""
     found = _decoder.decode(head)
-    tensors, at = {}, 0
-    for one in found.tensors:
-        dtype, num = DTYPES[one.datatype], 1
-        for size in one.shape:
-            num *= size
-        if num == 0:
-            tensors[one.name] = torch.empty(one.shape, dtype=dtype)
-            continue
-        flat = torch.frombuffer(tail, dtype=torch.uint8, count=num * dtype.itemsize, offset=at)
-        at += num * dtype.itemsize
-        aligned = flat if flat.data_ptr() % dtype.itemsize == 0 else flat.clone()
-        tensors[one.name] = aligned.view(dtype).reshape(one.shape)
-    return found.message, tensors
+    arrays, at = {}, 0
+    for one in found.arrays:
+        dtype, num = ARRAY_DTYPES[one.datatype], math.prod(one.shape)
+        flat = np.frombuffer(tail, dtype, num, at) if num else np.empty(0, dtype)
+        at += flat.nbytes
+        arrays[one.name] = np.require(flat, requirements="A").reshape(one.shape)
+    return found.message, arrays
 
 
 class Wire:
@@ -148,7 +141,7 @@ class Wire:
     def __init__(self, end: socket.socket) -> None:
         self._end = end
 
-    def receive(self) -> tuple[Message, dict[str, Tensor]] | None:
+    def receive(self) -> tuple[Message, dict[str, Array]] | None:
         """The next question; None once the service has gone."""
         lengths = self._read(_LENGTHS.size)
         if lengths is None:
@@ -175,7 +168,7 @@ class Wire:
             self._end.sendall(part)
 
 
-Outcome = tuple[Message, dict[str, Tensor]]
+Outcome = tuple[Message, dict[str, Array]]
 
 
 class Link(asyncio.Protocol):
@@ -191,14 +184,14 @@ class Link(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
 
-    def ask(self, message: Message, tensors: Mapping[str, Tensor] = _NO_TENSORS) -> asyncio.Future[Outcome]:
+    def ask(self, message: Message, arrays: Arrays = _NO_ARRAYS) -> asyncio.Future[Outcome]:
         """Ask at once."""
         future = self.expect()
         if self._transport is None or self._transport.is_closing():
             self._asked.pop()
             future.set_exception(Lost("the model's process has ended"))
         else:
-            self._transport.writelines(pack(message, tensors))
+            self._transport.writelines(pack(message, arrays))
         return future
 
     @property
@@ -223,12 +216,12 @@ class Link(asyncio.Protocol):
             del self._data[: body + tail_bytes]
             self._told(*unpack(head, tail))
 
-    def _told(self, message: Message, tensors: dict[str, Tensor]) -> None:
+    def _told(self, message: Message, arrays: dict[str, Array]) -> None:
         if not self._asked:
             raise Bug(f"a model's process told {type(message).__name__} without being asked")
         future = self._asked.popleft()
         if not future.done():
-            future.set_result((message, tensors))
+            future.set_result((message, arrays))
 
     def connection_lost(self, error: Exception | None) -> None:
         while self._asked:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 import msgspec
-from torch import Tensor
 
 from shoal.errors import ConfigError, Fault
 from shoal.job.task import TensorSpec
 from shoal.serving.batching import Batcher, Batching, Threaded
+from shoal.serving.datatypes import Arrays
 from shoal.serving.predictor import Predictor
 
 
@@ -44,7 +44,7 @@ class Answer(msgspec.Struct, frozen=True):
     """All outputs by name, and the version that they are of."""
 
     version: int
-    outputs: Mapping[str, Tensor]
+    outputs: Arrays
 
 
 class Service(Protocol):
@@ -62,7 +62,7 @@ class Service(Protocol):
         """``Overloaded`` if a request of so many bytes would be refused. Cheap: for before one is read."""
         ...
 
-    def ask(self, inputs: Mapping[str, Tensor], timeout_s: float, version: int | None = None) -> asyncio.Future[Answer]:
+    def ask(self, inputs: Arrays, timeout_s: float, version: int | None = None) -> asyncio.Future[Answer]:
         """Answer inputs that fit the specs. ``version``: this one, or it fails with ``Unknown``. It fails with
         ``Overloaded`` or ``Expired`` as ``Batcher.ask`` does; with anything else for the model's own failure."""
         ...
@@ -109,7 +109,7 @@ class Alone:
     def check_room(self, num_bytes: int = 0) -> None:
         self._batcher.check_room(num_bytes)
 
-    def ask(self, inputs: Mapping[str, Tensor], timeout_s: float, version: int | None = None) -> asyncio.Future[Answer]:
+    def ask(self, inputs: Arrays, timeout_s: float, version: int | None = None) -> asyncio.Future[Answer]:
         if version not in (None, self._served.version):
             return failed(Unknown(f"version {self._served.version} is served, not {version}"))
         return self._batcher.ask_for(inputs, timeout_s, partial(Answer, self._served.version))

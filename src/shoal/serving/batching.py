@@ -8,22 +8,22 @@ twice what it can do still does all that it can. Who has given up is dropped bef
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from shoal.clock import Clock, SystemClock
 from shoal.errors import ConfigError, Fault
+from shoal.serving.datatypes import Arrays, Tensors, as_arrays, as_tensors
 from shoal.serving.pace import Pace
 
-Tensors = Mapping[str, Tensor]
 T = TypeVar("T")
 
 _HOPE = 0.8
@@ -55,7 +55,7 @@ class Lost(Fault):
 class Done(NamedTuple):
     """All outputs of a batch. ``took_s``: to compute it; None: as long as it was waited for."""
 
-    outputs: Tensors
+    outputs: Arrays
     took_s: float | None = None
 
 
@@ -68,7 +68,7 @@ class Runner(Protocol):
         took."""
         ...
 
-    def start(self, inputs: Tensors) -> asyncio.Future[Done]:
+    def start(self, inputs: Arrays) -> asyncio.Future[Done]:
         """Begin, at once, with all outputs from all inputs. The future fails with ``Lost`` if this runner can do no
         more; whatever else it fails with is of this batch."""
         ...
@@ -76,14 +76,17 @@ class Runner(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Threaded:
-    """A function that runs in another thread."""
+    """A model that runs in another thread."""
 
     predict: Callable[[Tensors], Tensors]
     executor: Executor
     depth: ClassVar[int] = 1
 
-    def start(self, inputs: Tensors) -> asyncio.Future[Done]:
-        return asyncio.get_running_loop().run_in_executor(self.executor, lambda: Done(self.predict(inputs)))
+    def start(self, inputs: Arrays) -> asyncio.Future[Done]:
+        return asyncio.get_running_loop().run_in_executor(self.executor, self._compute, inputs)
+
+    def _compute(self, inputs: Arrays) -> Done:
+        return Done(as_arrays(self.predict(as_tensors(inputs))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,14 +113,14 @@ class Batching:
 
 @dataclass(eq=False, slots=True)
 class _Waiting:
-    inputs: Tensors
+    inputs: Arrays
     num_samples: int
     num_bytes: int
-    kind: Sequence[tuple[str, torch.Size]]
+    kind: Sequence[tuple[str, tuple[int, ...]]]
     """Names and shapes beyond the samples: what may go together."""
     deadline_s: float
     answer: asyncio.Future[Any]
-    make: Callable[[Tensors], Any]
+    make: Callable[[Arrays], Any]
     is_alone: bool = False
     """It was in a batch that failed, so that it goes by itself."""
     num_lost: int = 0
@@ -216,13 +219,13 @@ class Batcher:
         ahead_s = pace.batch_s * num_batches + pace.sample_s * (self._num_samples + 1)
         return (ahead_s + self._size_s * (self._num_under_way - len(self._at_work) / 2)) / num_runners
 
-    def ask(self, inputs: Tensors, timeout_s: float) -> asyncio.Future[Tensors]:
+    def ask(self, inputs: Arrays, timeout_s: float) -> asyncio.Future[Arrays]:
         """All outputs for these inputs, whose first axis counts samples. It fails with ``Overloaded`` if the queue is
         full, ``Expired`` if the model does not come to it in time, ``Fault`` if it ends the model's process time and
         again, else with whatever the runner raises. Cancelled, it is not computed any more."""
         return self.ask_for(inputs, timeout_s, _as_they_are)
 
-    def ask_for(self, inputs: Tensors, timeout_s: float, make: Callable[[Tensors], T]) -> asyncio.Future[T]:
+    def ask_for(self, inputs: Arrays, timeout_s: float, make: Callable[[Arrays], T]) -> asyncio.Future[T]:
         """What is made of all outputs for these inputs, as soon as they are there; else as ``ask``."""
         waiting = self._waiting(inputs, timeout_s, make)
         try:
@@ -237,12 +240,12 @@ class Batcher:
             self._set_alarm(waiting.deadline_s)
         return waiting.answer
 
-    def _waiting(self, inputs: Tensors, timeout_s: float, make: Callable[[Tensors], Any]) -> _Waiting:
+    def _waiting(self, inputs: Arrays, timeout_s: float, make: Callable[[Arrays], Any]) -> _Waiting:
         kind, num_samples, num_bytes = [], 0, 0
-        for name, tensor in inputs.items():
-            shape = tensor.shape
+        for name, array in inputs.items():
+            shape = array.shape
             kind.append((name, shape[1:]))
-            num_samples, num_bytes = shape[0], num_bytes + tensor.nbytes
+            num_samples, num_bytes = shape[0], num_bytes + array.nbytes
         answer = asyncio.get_running_loop().create_future()
         return _Waiting(inputs, num_samples, num_bytes, kind, self._clock.monotonic_s() + timeout_s, answer, make)
 
@@ -393,7 +396,7 @@ def _fail(waiting: _Waiting, error: BaseException) -> None:
         waiting.answer.set_exception(error)
 
 
-def _answer(waiting: _Waiting, outputs: Tensors) -> None:
+def _answer(waiting: _Waiting, outputs: Arrays) -> None:
     if not waiting.answer.done():
         try:
             waiting.answer.set_result(waiting.make(outputs))
@@ -401,11 +404,11 @@ def _answer(waiting: _Waiting, outputs: Tensors) -> None:
             waiting.answer.set_exception(error)
 
 
-def _as_they_are(outputs: Tensors) -> Tensors:
+def _as_they_are(outputs: Arrays) -> Arrays:
     return outputs
 
 
-def _outcome(future: asyncio.Future[Done], sizes: Sequence[int]) -> list[Tensors] | BaseException:
+def _outcome(future: asyncio.Future[Done], sizes: Sequence[int]) -> list[Arrays] | BaseException:
     """Each request's outputs, or why there are none."""
     if future.cancelled():
         return Lost("the computation was given up")
@@ -415,14 +418,17 @@ def _outcome(future: asyncio.Future[Done], sizes: Sequence[int]) -> list[Tensors
         return error
 
 
-def _together(many: Sequence[Tensors]) -> Tensors:
+def _together(many: Sequence[Arrays]) -> Arrays:
     if len(many) == 1:
         return many[0]
-    return {name: torch.cat([inputs[name] for inputs in many]) for name in many[0]}
+    return {name: np.concatenate([inputs[name] for inputs in many]) for name in many[0]}
 
 
-def _apart(outputs: Tensors, sizes: Sequence[int]) -> list[Tensors]:
+def _apart(outputs: Arrays, sizes: Sequence[int]) -> list[Arrays]:
     if len(sizes) == 1:
         return [outputs]
-    split = {name: torch.split(tensor, list(sizes)) for name, tensor in outputs.items()}
-    return [{name: parts[number] for name, parts in split.items()} for number in range(len(sizes))]
+    ends = list(itertools.accumulate(sizes))
+    return [
+        {name: array[end - size : end] for name, array in outputs.items()}
+        for size, end in zip(sizes, ends, strict=True)
+    ]

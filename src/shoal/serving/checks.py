@@ -5,12 +5,11 @@ Each of these raises ``ConfigError`` with what was needed and what came.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-
-from torch import Tensor
+from collections.abc import Collection, Sequence
 
 from shoal.errors import ConfigError
 from shoal.job.task import TensorSpec
+from shoal.serving.datatypes import Arrays
 
 
 def require_known(kind: str, came: Sequence[str], known: Collection[str]) -> None:
@@ -38,7 +37,7 @@ def require_fit(datatype: str, shape: Sequence[int], spec: TensorSpec) -> None:
         raise ConfigError(f"shape must be {list(spec.shape)}, where -1 is any number from 1, not {list(shape)}")
 
 
-def require_alike(values: Mapping[str, Tensor]) -> None:
+def require_alike(values: Arrays) -> None:
     """As many samples in each input."""
     if len(values) > 1 and len({value.shape[0] for value in values.values()}) > 1:
         counts = ", ".join(f"{name} has {len(value)}" for name, value in values.items())

@@ -7,11 +7,11 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import torch
 from torch import Tensor
 
 from shoal.errors import ConfigError, Fault, LinkFault
 from shoal.serving.codec import decode_datatypes, decode_response, encode_request
+from shoal.serving.datatypes import as_arrays, as_tensors
 from shoal.serving.extra import serve_extra
 
 
@@ -23,11 +23,13 @@ def predict(url: str, inputs: Mapping[str, Any], timeout_s: float = 30.0, key: s
     refuses the request, ``Fault`` if the model fails, ``LinkFault`` if no one answers.
     """
     address = url.rstrip("/")
-    values = {name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in inputs.items()}
+    values = {**inputs, **as_arrays({name: value for name, value in inputs.items() if isinstance(value, Tensor)})}
     datatypes = {}
-    if not all(isinstance(value, Tensor) for value in values.values()):
+    if not all(isinstance(value, np.ndarray) for value in values.values()):
         datatypes = decode_datatypes(_ask("GET", address, None, timeout_s, key))
-    return decode_response(_ask("POST", f"{address}/infer", encode_request(values, datatypes), timeout_s, key))
+    return as_tensors(
+        decode_response(_ask("POST", f"{address}/infer", encode_request(values, datatypes), timeout_s, key))
+    )
 
 
 def _ask(method: str, address: str, body: bytes | None, timeout_s: float, key: str = "") -> bytes:

@@ -12,12 +12,20 @@ from typing import Any
 import msgspec
 import numpy as np
 from msgspec import UNSET, Raw, UnsetType
-from torch import Tensor
 
 from shoal.errors import Bug, ConfigError
 from shoal.job.task import TensorSpec
 from shoal.serving.checks import require_alike, require_all, require_fit, require_known
-from shoal.serving.datatypes import DTYPES, datatype_of, from_bytes, from_json, to_bytes, to_json
+from shoal.serving.datatypes import (
+    DTYPES,
+    Array,
+    Arrays,
+    datatype_of_array,
+    from_bytes,
+    from_json,
+    to_bytes,
+    to_json,
+)
 from shoal.serving.limits import Limits
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
@@ -88,7 +96,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     """A checked request: the model's inputs by name, which outputs are wanted, and which of them as bytes.
     ``timeout_s``: how long it may take, if it says so."""
 
-    inputs: dict[str, Tensor]
+    inputs: dict[str, Array]
     outputs: tuple[str, ...]
     as_bytes: frozenset[str]
     id: str | None
@@ -96,7 +104,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def num_samples(self) -> int:
-        return next(iter(self.inputs.values())).shape[0]
+        return len(next(iter(self.inputs.values())))
 
 
 def decode_request(
@@ -147,7 +155,7 @@ def _split(body: bytes, json_bytes: str | None) -> tuple[memoryview, memoryview]
     return view[: int(json_bytes)], view[int(json_bytes) :]
 
 
-def _read(tensors: Sequence[_Tensor], tail: memoryview, specs: Mapping[str, TensorSpec]) -> dict[str, Tensor]:
+def _read(tensors: Sequence[_Tensor], tail: memoryview, specs: Mapping[str, TensorSpec]) -> dict[str, Array]:
     require_all([tensor.name for tensor in tensors], specs)
     values, blob = {}, tail[:0]
     for tensor in tensors:
@@ -172,68 +180,66 @@ def _blob(tensor: _Tensor, tail: memoryview) -> tuple[memoryview, memoryview]:
     return tail[:size], tail[size:]
 
 
-def _value(tensor: _Tensor, blob: memoryview) -> Tensor:
+def _value(tensor: _Tensor, blob: memoryview) -> Array:
     if "binary_data_size" in tensor.parameters:
         if tensor.data is not UNSET:
             raise ConfigError("data were given both in JSON and as bytes")
         return from_bytes(blob, tensor.datatype, tensor.shape)
     if tensor.data is UNSET:
         raise ConfigError("data are missing")
-    return from_json(memoryview(tensor.data), tensor.datatype, tensor.shape)
+    return from_json(tensor.data, tensor.datatype, tensor.shape)
 
 
-def encode_response(
-    question: Question, model: str, version: int, outputs: Mapping[str, Tensor]
-) -> tuple[bytes, int | None]:
+def encode_response(question: Question, model: str, version: int, outputs: Arrays) -> tuple[bytes, int | None]:
     """The response's body, and how many bytes of it are JSON if tensors' bytes follow (for the ``LENGTH_HEADER``).
 
     ``Bug`` if the model did not compute an output that it declares; ``ConfigError`` if JSON cannot carry what it did.
     """
     tensors, blobs = [], []
     for name in question.outputs:
-        tensor = output_of(outputs, name)
-        blob = to_bytes(tensor) if name in question.as_bytes else None
-        tensors.append(_tensor(name, tensor, blob))
+        array = output_of(outputs, name)
+        blob = to_bytes(array) if name in question.as_bytes else None
+        tensors.append(_tensor(name, array, blob))
         blobs.append(blob or b"")
     response = _Told(model_name=model, model_version=str(version), id=question.id, outputs=tensors)
     head = msgspec.json.encode(response)
     return b"".join([head, *blobs]), len(head) if question.as_bytes else None
 
 
-def output_of(outputs: Mapping[str, Tensor], name: str) -> Tensor:
+def output_of(outputs: Arrays, name: str) -> Array:
     """``Bug`` if the model did not compute an output that it declares."""
     if name not in outputs:
         raise Bug(f"the model computed no output {name!r}, only {', '.join(outputs)}")
     return outputs[name]
 
 
-def _tensor(name: str, tensor: Tensor, blob: bytes | None = None) -> _Output:
-    plain = _Output(name=name, shape=list(tensor.shape), datatype=datatype_of(tensor.dtype))
+def _tensor(name: str, array: Array, blob: bytes | None = None) -> _Output:
+    plain = _Output(name=name, shape=array.shape, datatype=datatype_of_array(array))
     if blob is not None:
         plain.parameters = {"binary_data_size": len(blob)}
         return plain
     try:
-        plain.data = to_json(tensor)
+        plain.data = to_json(array)
     except ConfigError as error:
         raise ConfigError(f"{name!r} in JSON: {error.message}") from error
     return plain
 
 
 def encode_request(inputs: Mapping[str, Any], datatypes: Mapping[str, str]) -> bytes:
-    """A request in JSON for all outputs. ``datatypes`` says what inputs that are not tensors, but lists, are.
+    """A request in JSON for all outputs. ``datatypes`` says what inputs that are not arrays, but lists, are.
 
     ``ConfigError`` for an input of unknown datatype, uneven lists, and dtypes and numbers that cannot be sent.
     """
     tensors = []
     for name, value in inputs.items():
-        if isinstance(value, Tensor):
+        if isinstance(value, np.ndarray):
             tensors.append(_tensor(name, value))
             continue
         require_known("input", [name], list(datatypes))
         try:
             shape, data = list(np.shape(value)), Raw(msgspec.json.encode(value))
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"input {name!r} must be a tensor or evenly nested lists of numbers: {error}") from error
+            raise ConfigError(f"input {name!r} must be an array or evenly nested lists of numbers: {error}") from error
         tensors.append(_Output(name=name, shape=shape, datatype=datatypes[name], data=data))
     return msgspec.json.encode(_Asked(inputs=tensors))
 
@@ -246,7 +252,7 @@ def decode_datatypes(body: bytes) -> dict[str, str]:
         raise ConfigError(f"a model's metadata in JSON was needed, and something else came: {error}") from error
 
 
-def decode_response(body: bytes) -> dict[str, Tensor]:
+def decode_response(body: bytes) -> dict[str, Array]:
     """The outputs by name from a response in JSON. ``ConfigError`` if it is none."""
     try:
         outputs = _response.decode(body).outputs

@@ -6,17 +6,16 @@ Numbers are checked as those of the Open Inference Protocol are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import msgspec
 from msgspec import Raw
-from torch import Tensor
 
 from shoal.errors import ConfigError
 from shoal.job.task import TensorSpec
 from shoal.serving.checks import require_alike, require_all, require_fit
 from shoal.serving.codec import Question, output_of
-from shoal.serving.datatypes import from_nested, to_nested
+from shoal.serving.datatypes import Array, Arrays, from_nested, to_nested
 from shoal.serving.limits import Limits
 
 _columns = msgspec.json.Decoder(dict[str, Raw])
@@ -40,7 +39,7 @@ def decode_columns(
     return Question(inputs=values, outputs=tuple(spec.name for spec in outputs), as_bytes=frozenset(), id=None)
 
 
-def _column(data: bytes, spec: TensorSpec, limits: Limits) -> Tensor:
+def _column(data: bytes, spec: TensorSpec, limits: Limits) -> Array:
     try:
         value = from_nested(data, spec.datatype, len(spec.shape))
         limits.check_samples(len(value))
@@ -50,14 +49,14 @@ def _column(data: bytes, spec: TensorSpec, limits: Limits) -> Tensor:
     return value
 
 
-def encode_columns(question: Question, outputs: Mapping[str, Tensor]) -> bytes:
+def encode_columns(question: Question, outputs: Arrays) -> bytes:
     """The response's body. ``Bug`` if the model did not compute an output that it declares; ``ConfigError`` if JSON
     cannot carry what it did."""
     return msgspec.json.encode({name: _nested(name, output_of(outputs, name)) for name in question.outputs})
 
 
-def _nested(name: str, tensor: Tensor) -> list[object]:
+def _nested(name: str, array: Array) -> list[object]:
     try:
-        return to_nested(tensor)
+        return to_nested(array)
     except ConfigError as error:
         raise ConfigError(f"{name!r} in JSON: {error.message}") from error

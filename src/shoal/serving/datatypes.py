@@ -1,12 +1,17 @@
-"""The Open Inference Protocol's datatypes as torch's, in JSON and in bytes."""
+"""The Open Inference Protocol's datatypes: in JSON and in bytes as NumPy's arrays, and in a model as torch's tensors.
+
+A server's front has to do with arrays alone: to make one costs a fraction of what a tensor does, and so does whatever
+is done with it, which tells where there are thousands in a second. NumPy has no bfloat16; ``ml_dtypes`` has.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import ml_dtypes
 import msgspec
 import numpy as np
 import torch
@@ -16,7 +21,10 @@ from torch import Tensor
 from shoal.errors import ConfigError
 from shoal.job.task import TensorSpec
 
-Buffer = bytes | memoryview
+Buffer = bytes | memoryview | msgspec.Raw
+Array = NDArray[Any]
+Arrays = Mapping[str, Array]
+Tensors = Mapping[str, Tensor]
 
 DTYPES = {
     "BOOL": torch.bool,
@@ -35,14 +43,16 @@ DTYPES = {
 }
 """All but ``BYTES``, which no torch tensor holds."""
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-# NumPy has no bfloat16; float32 holds all of its values.
-_NUMPY_DTYPES = {
-    name: np.dtype(np.float32) if name == "BF16" else torch.empty(0, dtype=dtype).numpy().dtype
+ARRAY_DTYPES: Mapping[str, np.dtype[Any]] = {
+    name: np.dtype(ml_dtypes.bfloat16) if name == "BF16" else torch.empty(0, dtype=dtype).numpy().dtype
     for name, dtype in DTYPES.items()
 }
+_ARRAY_NAMES = {dtype: name for name, dtype in ARRAY_DTYPES.items()}
 
 _NARROW = frozenset({"FP16", "BF16", "FP32"})
 """Into which a number of JSON may not fit: it is infinite then, and refused as that."""
+WHOLE = frozenset("biu")
+"""Of dtypes, the kinds that have no NaN."""
 
 
 def datatype_of(dtype: torch.dtype) -> str:
@@ -60,8 +70,39 @@ def refuse_without_numpy(specs: Sequence[TensorSpec]) -> None:
             raise ConfigError(f"{spec.name} is BF16, which NumPy has no type for; have the task take and give FP32")
 
 
-def from_json(data: Buffer, datatype: str, shape: Sequence[int]) -> Tensor:
-    """A tensor of ``shape`` from a JSON array, flat in row-major order or nested as the shape is.
+def datatype_of_array(array: Array) -> str:
+    """The protocol's name of an array's dtype. ``ConfigError`` if it has none."""
+    name = _ARRAY_NAMES.get(array.dtype)
+    if name is None:
+        raise ConfigError(f"a served array's dtype must be one of {', '.join(_NAMES.values())}, not {array.dtype}")
+    return name
+
+
+def as_arrays(tensors: Tensors) -> dict[str, Array]:
+    """The same, in the memory of tensors that are on the CPU. ``ConfigError`` for a dtype without a name."""
+    return {name: _as_array(tensor.detach().cpu()) for name, tensor in tensors.items()}
+
+
+def _as_array(tensor: Tensor) -> Array:
+    datatype_of(tensor.dtype)
+    if tensor.dtype == torch.bfloat16:
+        return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
+
+
+def as_tensors(arrays: Arrays) -> dict[str, Tensor]:
+    """The same, in the arrays' memory."""
+    return {name: _as_tensor(array) for name, array in arrays.items()}
+
+
+def _as_tensor(array: Array) -> Tensor:
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(np.ascontiguousarray(array).view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def from_json(data: Buffer, datatype: str, shape: Sequence[int]) -> Array:
+    """An array of ``shape`` from a JSON array, flat in row-major order or nested as the shape is.
 
     ``ConfigError`` if the elements are of another kind or count, do not fit into the datatype, or are not finite.
     """
@@ -70,62 +111,73 @@ def from_json(data: Buffer, datatype: str, shape: Sequence[int]) -> Tensor:
     except msgspec.ValidationError:  # nested, or wrong
         return _from_nested_json(data, datatype, shape)
     require_count(len(values), shape)
-    return _tensor(_packed(values, datatype).reshape(tuple(shape)), datatype)
+    return _finite(_packed(values, datatype).reshape(shape))
 
 
-def _from_nested_json(data: Buffer, datatype: str, shape: Sequence[int]) -> Tensor:
+def _from_nested_json(data: Buffer, datatype: str, shape: Sequence[int]) -> Array:
     depth = _depth(data)
     if depth not in (1, len(shape)):
         raise ConfigError(f"data must be an array, flat or nested {len(shape)} deep, and it is nested {depth} deep")
     array = _array(data, datatype, depth)
     if array.shape != tuple(shape):
         raise ConfigError(f"data nested as {list(shape)} was needed, and it is nested as {list(array.shape)}")
-    return _tensor(array, datatype)
+    return _finite(array)
 
 
-def from_nested(data: bytes, datatype: str, num_axes: int) -> Tensor:
-    """A tensor from a JSON array, nested as deep as the tensor has axes. ``ConfigError`` as in ``from_json``."""
+def from_nested(data: bytes, datatype: str, num_axes: int) -> Array:
+    """An array from a JSON array, nested as deep as the array has axes. ``ConfigError`` as in ``from_json``."""
     depth = _depth(data)
     if depth != num_axes:
         raise ConfigError(f"an array nested {num_axes} deep was needed, and it is nested {depth} deep")
-    return _tensor(_array(data, datatype, depth), datatype)
+    return _finite(_array(data, datatype, depth))
 
 
-def from_values(values: Sequence[Any], datatype: str, shape: Sequence[int]) -> Tensor:
-    """A tensor of ``shape`` from numbers in row-major order. ``ConfigError`` as in ``from_json``."""
+def from_values(values: Sequence[Any], datatype: str, shape: Sequence[int]) -> Array:
+    """An array of ``shape`` from numbers in row-major order. ``ConfigError`` as in ``from_json``."""
     require_count(len(values), shape)
-    return _tensor(_packed(list(values), datatype).reshape(tuple(shape)), datatype)
+    return _finite(_packed(list(values), datatype).reshape(tuple(shape)))
 
 
-def from_bytes(data: memoryview, datatype: str, shape: Sequence[int]) -> Tensor:
-    """A tensor of ``shape`` from its row-major little-endian bytes. ``ConfigError`` as in ``from_json``."""
-    dtype = DTYPES[datatype]
+def from_bytes(data: memoryview, datatype: str, shape: Sequence[int]) -> Array:
+    """An array of ``shape`` from its row-major little-endian bytes. ``ConfigError`` as in ``from_json``."""
+    dtype = ARRAY_DTYPES[datatype]
     needed = math.prod(shape) * dtype.itemsize
     if len(data) != needed:
         raise ConfigError(f"{datatype} of shape {list(shape)} takes {needed} bytes, and {len(data)} came")
-    if dtype == torch.bool:
-        return torch.frombuffer(bytearray(data), dtype=torch.uint8).reshape(tuple(shape)) != 0
-    return _finite(torch.frombuffer(bytearray(data), dtype=dtype).reshape(tuple(shape)))
+    if datatype == "BOOL":
+        found: Array = np.frombuffer(data, np.uint8).reshape(tuple(shape)) != 0
+        return found
+    return _finite(np.frombuffer(bytearray(data), dtype).reshape(tuple(shape)))
 
 
-def to_json(tensor: Tensor) -> list[Any]:
+def to_json(array: Array) -> list[Any]:
     """Flat values in row-major order. ``ConfigError`` if one is not finite, which JSON cannot say."""
-    flat: list[Any] = tensor.reshape(-1).tolist()
-    if tensor.is_floating_point() and not math.isfinite(sum(flat)):  # numbers may be finite, and their sum be not
-        _finite(tensor.detach().cpu())
+    flat = to_values(array)
+    if array.dtype.kind not in WHOLE and not math.isfinite(sum(flat)):  # numbers may be finite, and their sum be not
+        _finite(array)
     return flat
 
 
-def to_nested(tensor: Tensor) -> list[Any]:
+def to_values(array: Array) -> list[Any]:
+    """Flat values in row-major order, be they finite or not."""
+    values: list[Any] = _sayable(array).reshape(-1).tolist()
+    return values
+
+
+def to_nested(array: Array) -> list[Any]:
     """Values nested as the shape is. ``ConfigError`` as in ``to_json``."""
-    nested: list[Any] = _finite(tensor.detach().cpu()).tolist()
+    nested: list[Any] = _sayable(_finite(array)).tolist()
     return nested
 
 
-def to_bytes(tensor: Tensor) -> bytes:
+def to_bytes(array: Array) -> bytes:
     """Row-major little-endian bytes."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes()
+    return array.tobytes()
+
+
+def _sayable(array: Array) -> Array:
+    """As Python's own numbers."""
+    return array.astype(np.float32) if array.dtype == ml_dtypes.bfloat16 else array
 
 
 def require_count(count: int, shape: Sequence[int]) -> None:
@@ -144,7 +196,7 @@ def _depth(data: Buffer) -> int:
     return depth
 
 
-def _array(data: Buffer, datatype: str, depth: int) -> NDArray[Any]:
+def _array(data: Buffer, datatype: str, depth: int) -> Array:
     try:
         values = _decoder(datatype, depth).decode(data)
     except msgspec.ValidationError as error:
@@ -152,7 +204,7 @@ def _array(data: Buffer, datatype: str, depth: int) -> NDArray[Any]:
     return _packed(values, datatype)
 
 
-def _packed(values: list[Any], datatype: str) -> NDArray[Any]:
+def _packed(values: list[Any], datatype: str) -> Array:
     if datatype == "UINT8" and values and type(values[0]) is int:  # as NumPy does, and three times as fast
         try:
             return np.frombuffer(bytearray(values), np.uint8)
@@ -160,9 +212,9 @@ def _packed(values: list[Any], datatype: str) -> NDArray[Any]:
             raise ConfigError(f"data must fit into UINT8: {error}") from error
     try:
         if datatype not in _NARROW:
-            return np.array(values, dtype=_NUMPY_DTYPES[datatype])
+            return np.array(values, ARRAY_DTYPES[datatype])
         with np.errstate(over="ignore"):
-            return np.array(values, dtype=_NUMPY_DTYPES[datatype])
+            return np.array(values, ARRAY_DTYPES[datatype])
     except OverflowError as error:
         raise ConfigError(f"data must fit into {datatype}: {error}") from error
     except ValueError as error:
@@ -177,21 +229,8 @@ def _decoder(datatype: str, depth: int) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(kind)
 
 
-def _tensor(array: NDArray[Any], datatype: str) -> Tensor:
-    """Checked, and of that datatype."""
-    if datatype == "BF16":  # of which NumPy knows nothing, and into which not all of float32 fits
-        return _finite(torch.from_numpy(array).to(torch.bfloat16))
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        _refuse_infinite(array.size, int(np.isfinite(array).sum()))
-    return torch.from_numpy(array)
-
-
-def _finite(tensor: Tensor) -> Tensor:
-    if tensor.is_floating_point() and not (is_finite := torch.isfinite(tensor)).all():
-        _refuse_infinite(tensor.numel(), int(is_finite.sum()))
-    return tensor
-
-
-def _refuse_infinite(num: int, num_finite: int) -> NoReturn:
-    bad = num - num_finite
-    raise ConfigError(f"finite numbers were needed, and {bad} of {num} are NaN, infinite or too large")
+def _finite(array: Array) -> Array:
+    if array.dtype.kind not in WHOLE and not (is_finite := np.isfinite(array)).all():
+        bad = array.size - int(is_finite.sum())
+        raise ConfigError(f"finite numbers were needed, and {bad} of {array.size} are NaN, infinite or too large")
+    return array

@@ -7,24 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import http
 import logging
 import socket
 import urllib.parse
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import httptools
 import msgspec
 
+from shoal.serving.exchange import CLOSE, Exchange, Head, head_of
 from shoal.serving.inference import LARGE_BYTES, ON_GONE, Asked
 from shoal.serving.limits import BACKLOG
 
 if TYPE_CHECKING:
     import ssl
 
-    from starlette.types import ASGIApp, Message, Scope
+    from starlette.types import ASGIApp, Scope
 
 _log = logging.getLogger(__name__)
 
@@ -43,12 +42,7 @@ _LONG_URL = 256
 _SWEEP_S = 1.0
 _SHUTDOWN_S = 10.0
 _HANDSHAKE_S = 10.0
-_BODILESS = frozenset({204, 304})
-_STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in http.HTTPStatus}
-_CLOSE = (b"connection", b"close")
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _ASGI = {"version": "3.0", "spec_version": "2.3"}
-_GONE: Message = {"type": "http.disconnect"}
 
 
 class Quick(Protocol):
@@ -134,11 +128,11 @@ class _Connection(asyncio.Protocol):
         self._expects = False
         self._head_bytes = 0
         self._body_bytes = 0
-        self._coming: _Exchange | None = None
+        self._coming: Exchange | None = None
         """Whose body is being read; so many bytes have come of that, with what surrounds its chunks."""
-        self._current: _Exchange | None = None
+        self._current: Exchange | None = None
         """Which is being answered; perhaps the same."""
-        self._waiting: deque[_Exchange] = deque()
+        self._waiting: deque[Exchange] = deque()
         self._task: asyncio.Task[None] | None = None
         self._since_s = loop.time()
         self._is_paused = False
@@ -222,9 +216,9 @@ class _Connection(asyncio.Protocol):
         parser, url = self._parser, self._url
         assert parser is not None
         split = _split(url) if len(url) > _LONG_URL else _known(url)
-        head = _Head(parser.get_method(), *split, parser.get_http_version(), self._headers, self._expects)
+        head = Head(parser.get_method(), *split, parser.get_http_version(), self._headers, self._expects)
         self._head_bytes = self._body_bytes = 0
-        self._coming = _Exchange(self, head, parser.should_keep_alive())
+        self._coming = Exchange(self, head, parser.should_keep_alive())
         self._waiting.append(self._coming)
 
     def on_body(self, data: bytes) -> None:
@@ -258,7 +252,7 @@ class _Connection(asyncio.Protocol):
                 self._task = self._loop.create_task(self._answer(exchange))
         self._is_starting = False
 
-    def _begins(self, exchange: _Exchange) -> bool:
+    def _begins(self, exchange: Exchange) -> bool:
         """Whether it is being answered without a task."""
         quick = self._shared.quick
         if (
@@ -276,7 +270,7 @@ class _Connection(asyncio.Protocol):
                 exchange.fail()
             return True
 
-    async def _answer(self, exchange: _Exchange) -> None:
+    async def _answer(self, exchange: Exchange) -> None:
         try:
             await self._shared.app(self._scope(exchange), exchange.receive, exchange.send)
         except Exception:  # noqa: BLE001 - the server answers others
@@ -288,7 +282,7 @@ class _Connection(asyncio.Protocol):
                 exchange.fail()
         await self._go_on(exchange)
 
-    def _scope(self, exchange: _Exchange) -> Scope:
+    def _scope(self, exchange: Exchange) -> Scope:
         head = exchange.head
         return {
             "type": "http", "asgi": _ASGI, "http_version": head.version, "server": self._server,
@@ -297,19 +291,19 @@ class _Connection(asyncio.Protocol):
             "headers": head.headers, "extensions": {ON_GONE: exchange.on_gone},
         }  # fmt: skip
 
-    def answered(self, exchange: _Exchange) -> None:
+    def answered(self, exchange: Exchange) -> None:
         """One that has no task."""
         if self.may_write is None:
             self._end(exchange)
         else:
             self._task = self._loop.create_task(self._go_on(exchange))
 
-    async def _go_on(self, exchange: _Exchange) -> None:
+    async def _go_on(self, exchange: Exchange) -> None:
         if self.may_write is not None:
             await self.may_write.wait()
         self._end(exchange)
 
-    def _end(self, exchange: _Exchange) -> None:
+    def _end(self, exchange: Exchange) -> None:
         """Of an exchange; what is next?"""
         self._current = self._task = None
         self._since_s = self._loop.time()
@@ -345,7 +339,7 @@ class _Connection(asyncio.Protocol):
         if broken is None or not broken.has_begun:
             body = msgspec.json.encode({"error": reason})
             headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-            self._transport.write(_head(status, [*headers, _CLOSE]) + body)
+            self._transport.write(head_of(status, [*headers, CLOSE]) + body)
         if broken is not None:
             broken.hang_up()
         self._transport.close()
@@ -375,172 +369,6 @@ class _Connection(asyncio.Protocol):
         if self._task is not None:
             self._task.cancel()
         self._transport.abort()
-
-
-class _Head(NamedTuple):
-    """What comes before a body."""
-
-    method: bytes
-    path: str
-    raw_path: bytes
-    query: bytes
-    version: str
-    headers: list[tuple[bytes, bytes]]
-    expects: bool
-
-
-class _Exchange:
-    """One request and its answer: as ASGI has them, or, if it came whole, as ``Asked``."""
-
-    __slots__ = (
-        "_chunks", "_connection", "_expects", "_is_bare", "_is_chunked", "_on_gone", "_start", "_waiter", "_was_told",
-        "has_begun", "has_gone", "head", "is_answered", "is_whole", "keeps_alive", "num_bytes", "num_fed",
-    )  # fmt: skip
-
-    def __init__(self, connection: _Connection, head: _Head, keeps_alive: bool) -> None:
-        self.head = head
-        self.keeps_alive = keeps_alive
-        self.has_begun = self.has_gone = self.is_answered = self.is_whole = False
-        self.num_bytes = 0
-        """Of the body, that nobody has taken yet."""
-        self.num_fed = 0
-        """Of the body, that have come."""
-        self._connection = connection
-        self._expects = head.expects
-        self._chunks: list[bytes] = []
-        self._was_told = self._is_chunked = self._is_bare = False
-        self._waiter: asyncio.Future[None] | None = None
-        self._start: Message | None = None
-        self._on_gone: Callable[[], object] | None = None
-
-    def on_gone(self, tell: Callable[[], object]) -> None:
-        """To be called if nobody is there any more to be answered."""
-        self._on_gone = tell
-        if self.has_gone:
-            tell()
-
-    @property
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        return self.head.headers
-
-    @property
-    def body(self) -> bytes:
-        """Of a request that came whole."""
-        return self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-
-    # The request
-
-    def feed(self, data: bytes) -> None:
-        """A part of the body. What comes after the answer is of no use."""
-        self.num_fed += len(data)
-        if not self.is_answered:
-            self._chunks.append(data)
-            self.num_bytes += len(data)
-            self._wake()
-
-    def has_all(self) -> None:
-        """That was the body."""
-        self.is_whole = True
-        self._wake()
-
-    def hang_up(self) -> None:
-        """Nobody is there any more to be answered."""
-        self.has_gone = True
-        self._wake()
-        if self._on_gone is not None:
-            self._on_gone()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def receive(self) -> Message:
-        """The body, in parts as they come; when all of it was told, that nobody is there any more."""
-        if self._expects and not (self._chunks or self.is_whole or self.has_begun):
-            self._expects = False
-            self._connection.write(_CONTINUE)
-        while not (self.has_gone or self.is_answered or (not self._was_told and (self._chunks or self.is_whole))):
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        if self.has_gone or self.is_answered:
-            return _GONE
-        body = self.body
-        self._chunks, self.num_bytes, self._was_told = [], 0, self.is_whole
-        self._connection.took()
-        return {"type": "http.request", "body": body, "more_body": not self.is_whole}
-
-    # The answer
-
-    def answer(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
-        """All of it, at once, of a request that no task answers."""
-        self._tell(status, headers, body, False)
-        self._connection.answered(self)
-
-    async def send(self, message: Message) -> None:
-        """A part of the answer."""
-        if self._start is None:
-            self._start = message
-            return
-        start, has_more = self._start, message.get("more_body", False)
-        self._tell(start["status"], start.get("headers", ()), message.get("body", b""), has_more)
-        if has_more and not self.has_gone and self._connection.may_write is not None:
-            await self._connection.may_write.wait()
-
-    def _tell(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes, has_more: bool) -> None:
-        """The first part of an answer has its head before it."""
-        if self.has_gone:
-            return
-        head = b""
-        if not self.has_begun:
-            self.has_begun = True
-            head = self._begin(status, list(headers), len(body), has_more)
-        if self._is_bare:
-            body = b""
-        elif self._is_chunked:
-            body = _chunk(body, has_more)
-        if head or body:
-            self._connection.write(head + body)
-        if not has_more:
-            self.is_answered = True
-            self._chunks, self.num_bytes, self._on_gone = [], 0, None
-            self._wake()
-
-    def _begin(self, status: int, headers: list[tuple[bytes, bytes]], num_bytes: int, has_more: bool) -> bytes:
-        """The head of the answer."""
-        is_recent = self.head.version == "1.1"
-        has_length = any(name == b"content-length" for name, _ in headers)
-        self._is_bare = self.head.method == b"HEAD" or status in _BODILESS
-        if not (has_length or has_more or status in _BODILESS):
-            headers.append((b"content-length", b"%d" % num_bytes))
-        elif not (has_length or status in _BODILESS):
-            self._is_chunked = is_recent
-            self.keeps_alive = self.keeps_alive and is_recent
-            headers += [(b"transfer-encoding", b"chunked")] * is_recent
-        if self._expects and not self.is_whole:
-            self.keeps_alive = False  # whether the body will come is not known
-        if _CLOSE in headers:
-            self.keeps_alive = False
-        elif not self.keeps_alive or self._connection.is_last:
-            self.keeps_alive = False
-            headers.append(_CLOSE)
-        elif not is_recent:
-            headers.append((b"connection", b"keep-alive"))
-        return _head(status, headers)
-
-    def fail(self) -> None:
-        """Answer that the app did not."""
-        self.keeps_alive = False
-        self._tell(500, (), b"", False)
-
-
-def _head(status: int, headers: list[tuple[bytes, bytes]]) -> bytes:
-    line = _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
-    return b"".join([line, *(b"%b: %b\r\n" % header for header in headers), b"\r\n"])
-
-
-def _chunk(body: bytes, has_more: bool) -> bytes:
-    part = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
-    return part if has_more else part + b"0\r\n\r\n"
 
 
 def _split(url: bytes) -> tuple[str, bytes, bytes]:

@@ -292,7 +292,7 @@ def encoded_by(encode: Callable[[Question, Served, Answer], T], question: Questi
 
 def size_of(answer: Answer) -> int:
     """Bytes of its tensors."""
-    return sum(tensor.nbytes for tensor in answer.outputs.values())
+    return sum(array.nbytes for array in answer.outputs.values())
 
 
 class _Watch:

@@ -10,12 +10,13 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import torch
 
 from shoal.job.task import TensorSpec
 from shoal.serving.answering import Served
 from shoal.serving.codec import LENGTH_HEADER
-from shoal.serving.datatypes import DTYPES
+from shoal.serving.datatypes import ARRAY_DTYPES, DTYPES, Array
 from shoal.serving.layout import FREE_SIZE
 
 Json = dict[str, Any]
@@ -91,8 +92,9 @@ def shoal_version() -> str:
         return "unknown"
 
 
-def _zeros(spec: TensorSpec) -> torch.Tensor:
-    return torch.zeros(1, *(FREE_SIZE if size == -1 else size for size in spec.shape[1:]), dtype=DTYPES[spec.datatype])
+def _zeros(spec: TensorSpec) -> Array:
+    shape = (1, *(FREE_SIZE if size == -1 else size for size in spec.shape[1:]))
+    return np.zeros(shape, np.float32 if spec.datatype == "BF16" else ARRAY_DTYPES[spec.datatype])
 
 
 def _ref(kind: str, name: str) -> Json:

@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
-
 from shoal.errors import ConfigError
 from shoal.serving.answering import Answer, Served
 from shoal.serving.checks import require_alike, require_all, require_fit, require_known
 from shoal.serving.codec import Question, output_of, timeout_of
-from shoal.serving.datatypes import datatype_of, from_bytes, from_values, to_bytes
+from shoal.serving.datatypes import Array, datatype_of_array, from_bytes, from_values, to_bytes, to_values
 from shoal.serving.limits import Limits
 from shoal.serving.messages import message
 
@@ -57,7 +55,7 @@ def _parameter(parameters: Any, name: str) -> object:
     return getattr(parameters[name], choice) if choice else ""
 
 
-def _read(tensors: Sequence[Any], raw: Sequence[bytes], model: Served) -> dict[str, Tensor]:
+def _read(tensors: Sequence[Any], raw: Sequence[bytes], model: Served) -> dict[str, Array]:
     specs = {spec.name: spec for spec in model.inputs}
     require_all([tensor.name for tensor in tensors], specs)
     if raw and len(raw) != len(tensors):
@@ -73,7 +71,7 @@ def _read(tensors: Sequence[Any], raw: Sequence[bytes], model: Served) -> dict[s
     return values
 
 
-def _value(tensor: Any, blob: bytes | None) -> Tensor:
+def _value(tensor: Any, blob: bytes | None) -> Array:
     came = [field.name for field, _ in tensor.contents.ListFields()]
     if blob is not None:
         if came:
@@ -93,12 +91,12 @@ def encode_message(question: Question, model: Served, answer: Answer) -> bytes:
         model_name=model.name, model_version=str(answer.version), id=question.id or ""
     )
     for name in question.outputs:
-        tensor = output_of(answer.outputs, name)
-        datatype = datatype_of(tensor.dtype)
-        output = response.outputs.add(name=name, datatype=datatype, shape=tensor.shape)
+        array = output_of(answer.outputs, name)
+        datatype = datatype_of_array(array)
+        output = response.outputs.add(name=name, datatype=datatype, shape=array.shape)
         if question.as_bytes:
-            response.raw_output_contents.append(to_bytes(tensor))
+            response.raw_output_contents.append(to_bytes(array))
         else:
-            getattr(output.contents, FIELDS[datatype]).extend(tensor.detach().cpu().flatten().tolist())
+            getattr(output.contents, FIELDS[datatype]).extend(to_values(array))
     encoded: bytes = response.SerializeToString()
     return encoded
