@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from shoal.serving.http1 import HttpServer
+from shoal.serving.http1 import HttpServer, Quick
 
 PATIENCE_S = 20.0
 LARGE = b"x" * (1 << 20)
@@ -74,9 +74,9 @@ class Echo:
 class Running:
     """A server in a thread."""
 
-    def __init__(self, app: Echo) -> None:
+    def __init__(self, app: Echo, quick: Quick | None = None) -> None:
         self.app = app
-        self.server = HttpServer(app)
+        self.server = HttpServer(app, quick=quick)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = self._listener.getsockname()
         self._loop = asyncio.new_event_loop()
@@ -90,9 +90,13 @@ class Running:
     def connect(self) -> socket.socket:
         return socket.create_connection(self.address, timeout=PATIENCE_S)
 
-    def end(self) -> None:
+    def call(self, function: Callable[..., object], *args: object) -> None:
+        """In its loop."""
         if self.thread.is_alive():
-            self._loop.call_soon_threadsafe(self.server.end)
+            self._loop.call_soon_threadsafe(function, *args)
+
+    def end(self) -> None:
+        self.call(self.server.end)
 
     def sweep(self, after_s: float) -> None:
         """As the server does each second, as if so many had gone by."""

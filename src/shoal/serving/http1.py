@@ -268,6 +268,7 @@ class _Connection(asyncio.Protocol):
             _log.exception("an answer could not be made")
             if not exchange.is_answered:
                 exchange.fail()
+                self.answered(exchange)
             return True
 
     async def _answer(self, exchange: Exchange) -> None:
