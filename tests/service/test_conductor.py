@@ -102,6 +102,19 @@ def test_a_candidate_that_is_measured_without_end_can_be_promoted_and_answers_at
     run(test)
 
 
+def test_what_comes_after_one_that_was_promoted_unmeasured_is_compared_with_what_was_before_it():
+    async def test():
+        async with serviced({1: "good"}, GATED) as service:
+            service.store(2, "endless")
+            await service.until("loaded", 2)
+            await service.conductor.promote(2)
+            service.store(3, "worse")
+            reasons = (await service.until("gate_refused", 3))["reasons"]
+            assert any("0.5 where >=" in reason for reason in reasons)
+
+    run(test)
+
+
 def test_a_process_that_measures_without_end_is_not_used_for_another_version():
     async def test():
         async with serviced({1: "good"}, GATED) as service:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -97,6 +98,11 @@ class Running:
 
     def end(self) -> None:
         self.call(self.server.end)
+
+    def until_somebody_does_not_read(self) -> None:
+        until_s = time.monotonic() + PATIENCE_S
+        while not any(each.may_write for each in list(self.server._connections)):
+            assert time.monotonic() < until_s
 
     def sweep(self, after_s: float) -> None:
         """As the server does each second, as if so many had gone by."""
@@ -324,8 +330,7 @@ def test_who_sends_nothing_or_too_slowly_is_closed(echo: Running) -> None:
 def test_who_does_not_read_is_closed(echo: Running) -> None:
     with echo.connect() as connection:
         connection.sendall(b"GET /large HTTP/1.1\r\n\r\n" * 4)
-        while not any(each.may_write for each in list(echo.server._connections)):
-            pass
+        echo.until_somebody_does_not_read()
         assert echo.app.seen == ["/large"]
         echo.sweep(60)
         assert len(all_of(connection)) < 32 * len(LARGE)

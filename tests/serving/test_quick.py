@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Iterator
 
@@ -138,22 +137,17 @@ def test_an_older_client_is_told_that_its_connection_stays(echo: Running) -> Non
 def test_what_is_next_waits_until_an_answer_is_read(echo: Running) -> None:
     with echo.connect() as connection:
         connection.sendall(post(b"/large") + LAST)
-        while not any(each.may_write for each in list(echo.server._connections)):
-            pass
+        echo.until_somebody_does_not_read()
         assert not echo.app.seen
         assert all_of(connection).endswith(b"GET /last? [connection] 0:")
 
 
 def test_the_end_waits_for_what_was_asked(echo: Running, hasty: Hasty) -> None:
-    with echo.connect() as connection:
+    with echo.connect() as idle, echo.connect() as connection:
         connection.sendall(post(b"/later"))
         assert hasty.is_asked.wait(PATIENCE_S)
         echo.end()
-        while True:
-            try:
-                socket.create_connection(echo.address, timeout=PATIENCE_S).close()
-            except ConnectionRefusedError:
-                break
+        assert idle.recv(10) == b""
         echo.call(hasty.answer)
         assert all_of(connection).endswith(b"connection: close\r\n\r\nlater")
     echo.thread.join(PATIENCE_S)

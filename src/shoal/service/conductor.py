@@ -264,7 +264,9 @@ class Conductor:
 
     def _promote(self, version: int) -> None:
         switch, release = self._switch, self._releases[version]
+        release.standard = release.figures or release.standard
         if switch.live is not None:
+            release.standard = release.standard or switch.live.standard  # it was promoted before it was measured
             self._before = observed(switch.live.tally)
             switch.others[switch.live.version] = switch.live
         switch.others.pop(version, None)

@@ -54,7 +54,7 @@ async def _look(
     if policy.gates:
         seen.at = "metrics"
         seen.figures, failed = await _measured(candidate)
-        before = live.figures if live is not None else None
+        before = live.standard if live is not None else None
         seen.checks += failed or [threshold.check(seen.figures, before) for threshold in policy.gates]
     if fits.is_met:
         seen.at = "skew"

@@ -136,6 +136,8 @@ class Release:
         self.held: Held
         self.figures: dict[str, Any] = {}
         """Metrics, once they were measured."""
+        self.standard: dict[str, Any] = {}
+        """Metrics that the next version is compared with, while this one is live."""
         self._pool = pool
         self._num_replicas = num_replicas
         self._witness = witness
@@ -197,8 +199,10 @@ class Release:
         for attempt in range(1_000_000):
             try:
                 await self._add()
-            except (ShoalError, OSError) as error:
-                self._witness.note("replica_failed", version=self.version, reason=str(error))
+            except Exception as error:  # noqa: BLE001 - whatever it is, requests wait for another
+                if not isinstance(error, ShoalError | OSError):
+                    _log.exception("a process of version %d was not replaced, for a fault in the service", self.version)
+                self._witness.note("replica_failed", version=self.version, reason=str(error) or type(error).__name__)
                 await asyncio.sleep(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
             else:
                 self._witness.note("replica_replaced", version=self.version, pid=self._replicas[-1].pid)

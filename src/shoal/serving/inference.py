@@ -232,8 +232,10 @@ class Inference:
 
     def _tell(self, asked: Asked, record: Record, status: int, headers: Headers, body: bytes) -> None:
         record.status = status
-        asked.answer(status, headers, body)
-        self._face.seen.record(record)
+        try:
+            asked.answer(status, headers, body)
+        finally:
+            self._face.seen.record(record)  # nobody waits for that
 
 
 def _told(encoded: bytes, json_bytes: int | None) -> tuple[int, Headers, bytes]:
