@@ -104,12 +104,22 @@ class Container:
     def until_healthy(self, patience_s: float = 120.0) -> float:
         """Seconds until the image's own check of health was content."""
         begun_s = time.monotonic()
-        while time.monotonic() - begun_s < patience_s:
-            check = [*PODMAN, "healthcheck", "run", self.id]
-            environment = os.environ | {"CONTAINERS_STORAGE_CONF": str(self.store.folder / "storage.conf")}
-            if not subprocess.run(check, env=environment, capture_output=True, check=False).returncode:
+        while time.monotonic() - begun_s < patience_s and self._runs():
+            if self._tried("healthcheck", "run")[0] == 0:
                 return time.monotonic() - begun_s
-        raise AssertionError(self.store.podman("logs", self.id))
+        raise AssertionError(self._tried("logs")[1])
+
+    def _runs(self) -> bool:
+        return "true" in self._tried("inspect", "--format", "{{.State.Running}}")[1]
+
+    def _tried(self, *words: str) -> tuple[int, str]:
+        """The exit code, and all that was said."""
+        environment = os.environ | {"CONTAINERS_STORAGE_CONF": str(self.store.folder / "storage.conf")}
+        done = subprocess.run(
+            [*PODMAN, *words, self.id], env=environment, text=True, check=False, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        return done.returncode, done.stdout
 
     @property
     def exit_code(self) -> int:

@@ -56,7 +56,7 @@ LABEL org.opencontainers.image.title={_quoted(about["name"])} \\
 COPY --from=build /opt/shoal /opt/shoal
 COPY app /app
 COPY model /model
-ENV PATH=/opt/shoal/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+ENV PATH=/opt/shoal/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 SHOAL_RUNS=/dev/shm/shoal
 WORKDIR /app
 USER {USER}:{USER}
 # An image that does not answer as the model did at its export is not built.

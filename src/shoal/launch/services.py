@@ -78,9 +78,16 @@ class ServiceFolder:
         return False
 
     def claim(self) -> int:
-        """Be the one that serves under this name, as long as the descriptor is open. ``ConfigError`` if another is."""
-        self.path.mkdir(parents=True, exist_ok=True, mode=0o755)
-        fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """Be the one that serves under this name, as long as the descriptor is open. ``ConfigError`` if another is, or
+        if nothing can be written there."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o755)
+            fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ConfigError(
+                f"a service tells of itself in {self.path}, which cannot be written: {error}; "
+                "name another folder with SHOAL_RUNS"
+            ) from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
