@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
-from shoal.errors import ConfigError, Fault
+from shoal.errors import Bug, ConfigError, Fault
 from shoal.serving.batching import Batcher, Batching, Done, Expired, Lost, Overloaded, Threaded
 from shoal.serving.datatypes import Array, Arrays
 
@@ -140,6 +141,35 @@ def test_one_that_the_model_cannot_bear_fails_alone():
     tried(test)
 
 
+@pytest.mark.parametrize("shape", [(2, 2), (4, 2), ()])
+def test_a_model_that_has_not_a_row_for_each_sample_answers_nobody(shape):
+    async def test() -> None:
+        with ThreadPoolExecutor(1) as thread:
+            batcher = Batcher()
+            batcher.add(Threaded(lambda inputs: {"twice": torch.zeros(shape)}, thread))
+            for answer in await asyncio.gather(
+                *(batcher.ask(rows(value, value, value), 10.0) for value in (1.0, 2.0)), return_exceptions=True
+            ):
+                assert isinstance(answer, Bug) and "must count 3 samples" in str(answer)
+
+    asyncio.run(asyncio.wait_for(test(), 30))
+
+
+def test_what_cannot_be_made_of_an_answer_is_a_failure_and_told():
+    def make(outputs: Arrays) -> None:
+        raise ValueError("on purpose")
+
+    async def test(model, batcher, clock):
+        failures: list[Exception] = []
+        batcher.on_failure = failures.append
+        model.gate.set()
+        with pytest.raises(ValueError, match="on purpose"):
+            await batcher.ask_for(rows(1.0), 10.0, make)
+        assert [str(error) for error in failures] == ["on purpose"]
+
+    tried(test)
+
+
 def test_too_many_are_refused_and_told_when_to_come_again():
     async def test(model, batcher, clock):
         first = await busy(model, batcher)
@@ -243,6 +273,22 @@ def test_what_a_lost_runner_had_is_computed_by_another_each_by_itself():
             second.compute()
             await task
         assert second.inputs == [[2.0], [3.0]]
+
+    asyncio.run(asyncio.wait_for(test(), 30))
+
+
+def test_what_is_lost_after_the_end_waits_no_longer_than_its_time():
+    async def test() -> None:
+        batcher, runner = Batcher(), Mortal()
+        batcher.add(runner)
+        (first,) = await asked(batcher, rows(0.0), timeout_s=0.5)
+        (other,) = await asked(batcher, rows(1.0), timeout_s=0.4)
+        batcher.close()
+        with pytest.raises((Overloaded, Expired)):
+            await other
+        runner.die()
+        with pytest.raises(Expired):
+            await first
 
     asyncio.run(asyncio.wait_for(test(), 30))
 

@@ -78,7 +78,7 @@ def test_a_model_that_computes_what_json_cannot_say_is_500(predictor: ModelPredi
         name, version, inputs, outputs = "broken", 1, predictor.inputs, predictor.outputs
 
         def predict(self, inputs: object) -> dict[str, torch.Tensor]:
-            return {"scores": torch.tensor([[float("inf"), 1.0]]), "best": torch.tensor([0])}
+            return {"scores": torch.tensor([[float("inf")], [1.0]]), "best": torch.tensor([0, 0])}
 
     with Server(Broken()) as server:
         answer = httpx.post(f"{server.url}/predict", json=COLUMNS)

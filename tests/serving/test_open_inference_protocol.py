@@ -136,8 +136,10 @@ class Broken(Blocked):
     ("answer", "reason"),
     [
         (None, "IndexError: row 9 of 4"),
-        ({"scores": torch.tensor([[float("nan"), 1.0]]), "best": torch.tensor([0])}, "1 of 2 are NaN"),
-        ({"best": torch.tensor([0])}, "no output 'scores'"),
+        ({"scores": torch.tensor([[float("nan")], [1.0]]), "best": torch.tensor([0, 0])}, "1 of 2 are NaN"),
+        ({"best": torch.tensor([0, 0])}, "no output 'scores'"),
+        ({"best": torch.tensor([0])}, "must count 2 samples"),
+        ({"best": torch.tensor([0j, 0j])}, "dtype must be one of"),
     ],
 )
 def test_a_model_that_fails_answers_500_with_the_reason(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 
@@ -17,9 +18,15 @@ class Hasty:
     def __init__(self) -> None:
         self.kept: list[Asked] = []
         self.is_asked, self.is_told = threading.Event(), threading.Event()
+        self.num_begun, self.num_at_once = 0, 0
 
     def begin(self, path: str, asked: Asked) -> bool:
         match path:
+            case "/counts":
+                if not self.num_begun:
+                    asyncio.get_running_loop().call_soon(self.note)
+                self.num_begun += 1
+                asked.answer(200, [], b"%d" % self.num_begun)
             case "/now":
                 asked.answer(200, [(b"x-kind", b"now")], b"now " + asked.body)
             case "/later":
@@ -36,6 +43,10 @@ class Hasty:
             case _:
                 return False
         return True
+
+    def note(self) -> None:
+        """When it is another's turn."""
+        self.num_at_once = self.num_begun
 
     def answer(self) -> None:
         self.kept.pop(0).answer(200, [], b"later")
@@ -87,6 +98,12 @@ def test_thousands_that_are_sent_ahead_are_answered_in_order(echo: Running) -> N
     answer = asked(echo, b"".join(post(b"/now", b"%d" % n) for n in range(5_000)) + LAST)
     found = [int(line.split(b"HTTP")[0][4:]) for line in answer.split(b"\r\n") if line.startswith(b"now ")]
     assert found == list(range(5_000))
+
+
+def test_who_sends_many_ahead_leaves_others_their_turn(echo: Running, hasty: Hasty) -> None:
+    answer = asked(echo, post(b"/counts") * 500 + LAST)
+    assert answer.count(b"HTTP/1.1 200 OK") == 501 and hasty.num_begun == 500
+    assert 1 <= hasty.num_at_once <= 8
 
 
 def test_what_is_behind_one_that_waits_waits_too(echo: Running, hasty: Hasty) -> None:

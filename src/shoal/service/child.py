@@ -13,9 +13,9 @@ import torch
 
 from shoal.errors import ConfigError
 from shoal.service import wire
-from shoal.serving.datatypes import Arrays, as_arrays, as_tensors
+from shoal.serving.datatypes import Arrays, as_arrays
 from shoal.serving.package import Probe
-from shoal.serving.predictor import Predictor
+from shoal.serving.predictor import Predictor, computed
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class Child:
             match message:
                 case wire.Compute():
                     begun_s = time.perf_counter()
-                    outputs = as_arrays(self._model.predictor.predict(as_tensors(arrays)))
+                    outputs = computed(self._model.predictor.predict, arrays)
                     return wire.pack(wire.Computed(time.perf_counter() - begun_s), outputs)
                 case wire.Load():
                     return self._load(message)

@@ -99,17 +99,17 @@ class Switch:
 
 
 async def _tried(candidate: Release, inputs: Arrays, timeout_s: float) -> tuple[Answer | None, ConfigError | None]:
-    """What a candidate answers, or has to say against the request, of which the live version may say the same. Where
-    it fails otherwise, or comes too late, that counts against it; but not that it has no room."""
+    """What a candidate answers, or has to say against the request, of which the live version may say the same. That it
+    comes too late counts against it, as its failures do, which its release has counted; but not that it has no room."""
     try:
         return await candidate.ask(inputs, timeout_s), None
     except ConfigError as error:
         return None, error
     except Expired as error:
         candidate.tally.failed(error)
+        return None, None
     except Exception:  # noqa: BLE001 - the live version answers instead
-        pass
-    return None, None
+        return None, None
 
 
 def same(found: Arrays, expected: Arrays) -> bool:

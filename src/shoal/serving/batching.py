@@ -21,8 +21,9 @@ import numpy as np
 
 from shoal.clock import Clock, SystemClock
 from shoal.errors import ConfigError, Fault
-from shoal.serving.datatypes import Arrays, Tensors, as_arrays, as_tensors
+from shoal.serving.datatypes import Arrays, Tensors
 from shoal.serving.pace import Pace
+from shoal.serving.predictor import computed
 
 T = TypeVar("T")
 
@@ -86,7 +87,7 @@ class Threaded:
         return asyncio.get_running_loop().run_in_executor(self.executor, self._compute, inputs)
 
     def _compute(self, inputs: Arrays) -> Done:
-        return Done(as_arrays(self.predict(as_tensors(inputs))))
+        return Done(computed(self.predict, inputs))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +190,7 @@ class Batcher:
         self._is_closed = True
         if self._alarm is not None:
             self._alarm.cancel()
+        self._alarm_s = math.inf  # what is lost from now on waits no longer than its time, either
         while self._queue:
             _fail(self._leave(), Overloaded("the server is ending: ask again, and another will answer"))
 
@@ -360,12 +362,20 @@ class Batcher:
         self._dispatch()
         if isinstance(result, list):
             for waiting, answer in zip(batch, result, strict=True):
-                _answer(waiting, answer)
+                self._answer(waiting, answer)
         elif not is_lost and len(batch) == 1:
-            self._fail(batch[0], result)
+            self._give_up(batch[0], result)
 
-    def _fail(self, waiting: _Waiting, error: BaseException) -> None:
-        if self.on_failure is not None and isinstance(error, Exception) and not waiting.answer.done():
+    def _answer(self, waiting: _Waiting, outputs: Arrays) -> None:
+        if not waiting.answer.done():
+            try:
+                waiting.answer.set_result(waiting.make(outputs))
+            except Exception as error:  # noqa: BLE001 - whoever asked is told
+                self._give_up(waiting, error)
+
+    def _give_up(self, waiting: _Waiting, error: Exception) -> None:
+        """It cannot be answered."""
+        if self.on_failure is not None and not waiting.answer.done():
             self.on_failure(error)
         _fail(waiting, error)
 
@@ -384,31 +394,23 @@ class Batcher:
             waiting.is_alone = waiting.is_alone or was_begun
             waiting.num_lost += is_lost and was_begun
             if waiting.num_lost >= _MOST_LOST:
-                self._fail(waiting, Fault(f"{_MOST_LOST} processes of the model ended on this request"))
+                self._give_up(waiting, Fault(f"{_MOST_LOST} processes of the model ended on this request"))
             else:
                 self._queue.appendleft(waiting)
                 self._count(waiting, 1)
                 self._set_alarm(waiting.deadline_s)
 
 
-def _fail(waiting: _Waiting, error: BaseException) -> None:
+def _fail(waiting: _Waiting, error: Exception) -> None:
     if not waiting.answer.done():
         waiting.answer.set_exception(error)
-
-
-def _answer(waiting: _Waiting, outputs: Arrays) -> None:
-    if not waiting.answer.done():
-        try:
-            waiting.answer.set_result(waiting.make(outputs))
-        except Exception as error:  # noqa: BLE001 - whoever asked is told
-            waiting.answer.set_exception(error)
 
 
 def _as_they_are(outputs: Arrays) -> Arrays:
     return outputs
 
 
-def _outcome(future: asyncio.Future[Done], sizes: Sequence[int]) -> list[Arrays] | BaseException:
+def _outcome(future: asyncio.Future[Done], sizes: Sequence[int]) -> list[Arrays] | Exception:
     """Each request's outputs, or why there are none."""
     if future.cancelled():
         return Lost("the computation was given up")

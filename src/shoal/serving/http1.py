@@ -34,6 +34,8 @@ _MOST_AHEAD_BYTES = 1 << 18
 """Of a body, that nobody has taken yet."""
 _MOST_AHEAD = 32
 """Requests on one connection that wait for the one before them."""
+_MOST_AT_ONCE = 8
+"""Of those that are answered at once, before others have their turn."""
 _IDLE_S = 75.0
 _SLOW_S = 30.0
 """For a request's head to come, for the rest of a refused body, and for a client to read an answer."""
@@ -246,21 +248,21 @@ class _Connection(asyncio.Protocol):
         if self._is_starting:
             return
         self._is_starting = True  # what is answered at once is no deeper a call
-        while self._current is None and self._waiting:
+        for _ in range(_MOST_AT_ONCE):
+            if self._current is not None or not self._waiting:
+                break
             self._current = exchange = self._waiting.popleft()
             if not self._begins(exchange):
                 self._task = self._loop.create_task(self._answer(exchange))
+        else:
+            self._loop.call_soon(self._start_next)  # others are served in between
         self._is_starting = False
 
     def _begins(self, exchange: Exchange) -> bool:
         """Whether it is being answered without a task."""
         quick = self._shared.quick
-        if (
-            quick is None
-            or not exchange.is_whole
-            or exchange.num_bytes > LARGE_BYTES
-            or exchange.head.method != b"POST"
-        ):
+        is_small_post = exchange.is_whole and exchange.num_bytes <= LARGE_BYTES and exchange.head.method == b"POST"
+        if quick is None or not is_small_post:
             return False
         try:
             return quick.begin(exchange.head.path, exchange)

@@ -16,7 +16,7 @@ import torch
 from shoal.job.task import TensorSpec
 from shoal.serving.answering import Served
 from shoal.serving.codec import LENGTH_HEADER
-from shoal.serving.datatypes import ARRAY_DTYPES, DTYPES, Array
+from shoal.serving.datatypes import ARRAY_DTYPES, DTYPES, Array, to_json, to_nested
 from shoal.serving.layout import FREE_SIZE
 
 Json = dict[str, Any]
@@ -70,7 +70,7 @@ def document(model: Served, prefix: str, has_key: bool) -> Json:
 
 def plain_example(model: Served) -> Json:
     """A request to ``/predict`` that is answered."""
-    return {spec.name: _zeros(spec).tolist() for spec in model.inputs}
+    return {spec.name: to_nested(_zeros(spec)) for spec in model.inputs}
 
 
 def protocol_example(model: Served) -> Json:
@@ -78,7 +78,7 @@ def protocol_example(model: Served) -> Json:
     tensors = [(spec, _zeros(spec)) for spec in model.inputs]
     return {
         "inputs": [
-            {"name": spec.name, "datatype": spec.datatype, "shape": list(zeros.shape), "data": zeros.flatten().tolist()}
+            {"name": spec.name, "datatype": spec.datatype, "shape": list(zeros.shape), "data": to_json(zeros)}
             for spec, zeros in tensors
         ]
     }
@@ -94,7 +94,7 @@ def shoal_version() -> str:
 
 def _zeros(spec: TensorSpec) -> Array:
     shape = (1, *(FREE_SIZE if size == -1 else size for size in spec.shape[1:]))
-    return np.zeros(shape, np.float32 if spec.datatype == "BF16" else ARRAY_DTYPES[spec.datatype])
+    return np.zeros(shape, ARRAY_DTYPES[spec.datatype])
 
 
 def _ref(kind: str, name: str) -> Json:

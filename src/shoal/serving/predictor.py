@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from shoal.errors import ConfigError
+from shoal.errors import Bug, ConfigError
 from shoal.job.task import Batch, Predicts, Task, TensorSpec
-from shoal.serving.datatypes import DTYPES, datatype_of
+from shoal.serving.datatypes import DTYPES, Array, Arrays, Tensors, as_arrays, as_tensors, datatype_of
 from shoal.serving.layout import FREE_SIZE, lay_out
 
 
@@ -33,6 +33,21 @@ class Predictor(Protocol):
     def predict(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """All outputs from all inputs, which fit the specs; the first axis counts samples in both."""
         ...
+
+
+def computed(predict: Callable[[Tensors], Tensors], inputs: Arrays) -> dict[str, Array]:
+    """All outputs of a predictor from all inputs. ``Bug`` unless each has a row for each sample, and a dtype that can
+    be told: a batch is taken apart by its rows, so that one too few would be somebody else's answer."""
+    outputs, num = predict(as_tensors(inputs)), len(next(iter(inputs.values())))
+    for name, output in outputs.items():
+        if output.shape[:1] != (num,):
+            raise Bug(
+                f"output {name!r} has the shape {list(output.shape)}, and its first axis must count {num} samples"
+            )
+    try:
+        return as_arrays(outputs)
+    except ConfigError as error:
+        raise Bug(error.message) from error
 
 
 @dataclass(frozen=True, kw_only=True)
