@@ -88,14 +88,29 @@ def test_a_link_that_the_network_repeated_is_ours(tmp_path, monkeypatch):
     assert (tmp_path / "a").read_bytes() == b"ours"
 
 
-def test_what_a_killed_writer_left_beside_a_name_goes_with_the_next_write(tmp_path):
+@pytest.mark.parametrize("verb", ["put", "create"])
+def test_what_a_killed_writer_left_beside_a_name_goes_with_the_next_write(tmp_path, verb):
     (tmp_path / f".model.{uuid.uuid4().hex}").write_bytes(b"half")
     other = tmp_path / f".model.safetensors.{uuid.uuid4().hex}"
     other.write_bytes(b"half")
     store = Store(str(tmp_path / ".."))
     assert store.list(tmp_path.name) == []
-    store.put(f"{tmp_path.name}/model", b"whole")
+    getattr(store, verb)(f"{tmp_path.name}/model", b"whole")
     assert sorted(tmp_path.iterdir()) == [other, tmp_path / "model"]
+
+
+def test_who_comes_second_and_finds_its_draft_removed_is_told_that_the_name_is_taken(tmp_path, monkeypatch):
+    link = os.link
+
+    def outrun(source: str, target: str) -> None:
+        monkeypatch.setattr(os, "link", link)
+        Store(str(tmp_path)).create("a", b"first")
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", outrun)
+    with pytest.raises(Exists):
+        Store(str(tmp_path)).create("a", b"second")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"first"]
 
 
 def test_of_processes_that_create_one_name_exactly_one_wins(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import os
 import signal
 import sys
@@ -20,7 +21,7 @@ from shoal.launch.exporting import is_package
 from shoal.launch.services import Record, ServiceFolder, services_folder
 from shoal.launch.using import folder_of
 from shoal.service.conductor import Conductor, Plan, Stock
-from shoal.service.release import Pool
+from shoal.service.release import Pool, Release
 from shoal.service.replica import Loading
 from shoal.service.switch import Switch
 from shoal.service.wire import Source
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "SHOAL_SERVE_KEY"
 ADMIN_KEY_VARIABLE = "SHOAL_ADMIN_KEY"
-_LATE_S = 1.0
 _GC_THRESHOLDS = (20_000, 20, 20)
 _GRACE_S = 10.0
 _REMOTE_POLL_S = 2.0
@@ -192,6 +192,7 @@ class _Service:
         self._key = Key.found(serving.key_file, KEY_VARIABLE)
         self._admin_key = Key.found(serving.admin_key_file, ADMIN_KEY_VARIABLE) or Key(folder.new_key())
         self._switch = Switch()
+        self._see()
 
     def note(self, kind: str, **fields: Any) -> None:
         """As ``Witness``."""
@@ -223,21 +224,20 @@ class _Service:
             self._folder.write(self._record(target, url_of(listener, serving.tls), url_of(admin_listener), grpc))
             with signals() as ended:
                 faces = [asyncio.create_task(server.serve(socket)) for server, socket in servers]
-                others = [asyncio.create_task(self._see()), asyncio.create_task(conductor.run())]
+                rollout = asyncio.create_task(conductor.run())
                 try:
                     await _first(ended, asyncio.create_task(conductor.start(version)))
                     if not ended.done():
                         _settle_memory()
                         announce(self._where(url_of(listener, serving.tls)))
                         self.note("serving", url=url_of(listener, serving.tls), pid=os.getpid())
-                        await _first(ended, *faces, *others)
+                        await _first(ended, *faces, rollout)
                 finally:
                     for server, _ in servers:
                         server.end()
                     closing = [grpc.stop(_GRACE_S)] if grpc is not None else []
                     await asyncio.gather(*faces, *closing, return_exceptions=True)
-                    for task in others:
-                        task.cancel()
+                    rollout.cancel()
                     await conductor.close()
                     if self._traces is not None:
                         await asyncio.to_thread(self._traces.close)
@@ -274,16 +274,18 @@ class _Service:
             grpc=f"{self._serving.host}:{grpc.port}" if grpc is not None else "",
         )  # fmt: skip
 
-    async def _see(self) -> None:
-        """Keep the figures that change by themselves."""
-        while True:
-            live = self._switch.live
-            if live is not None:
-                self._seen.version.set(live.version)
-                self._seen.waiting.set(live.batcher.num_waiting)
-                if live.held.stored_s is not None:
-                    self._seen.age_s.set(SystemClock().wall_s() - live.held.stored_s)
-            await asyncio.sleep(_LATE_S)
+    def _see(self) -> None:
+        """Have the figures that change by themselves read off whenever they are asked for."""
+
+        def of_live(read: Callable[[Release], float]) -> Callable[[], float]:
+            return lambda: math.nan if self._switch.live is None else read(self._switch.live)
+
+        def age_s(live: Release) -> float:
+            return math.nan if live.held.stored_s is None else SystemClock().wall_s() - live.held.stored_s
+
+        self._seen.version.set_function(of_live(lambda live: live.version))
+        self._seen.waiting.set_function(of_live(lambda live: live.batcher.num_waiting))
+        self._seen.age_s.set_function(of_live(age_s))
 
 
 def _settle_memory() -> None:

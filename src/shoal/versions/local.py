@@ -31,13 +31,15 @@ class LocalFiles:
             except FileExistsError:
                 if os.stat(draft).st_nlink != 2:  # NFS may repeat a link that was made, and report the repetition
                     raise
+            except FileNotFoundError as error:  # whoever was first has taken the draft for abandoned
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from error
             except OSError as error:
                 if error.errno not in _NO_LINKS:
                     raise
                 raise ConfigError(
                     f"{self._root} cannot keep one history: its file system makes no hard links; choose another store"
                 ) from error
-        _sync(path.parent)
+        _settle(path)
 
     def put(self, name: str, *parts: Bytes) -> None:
         path = self._root / name
@@ -46,9 +48,7 @@ class LocalFiles:
                 os.replace(draft, path)
             except FileNotFoundError as error:
                 raise OSError(errno.EBUSY, "another process has written it meanwhile") from error
-        _sync(path.parent)
-        for abandoned in path.parent.glob(f".{path.name}.{_DRAFT}"):  # by processes that were killed as they wrote it
-            abandoned.unlink(missing_ok=True)
+        _settle(path)
 
     def read(self, name: str) -> Bytes:
         return (self._root / name).read_bytes()
@@ -84,6 +84,13 @@ def _written(path: Path, parts: tuple[Bytes, ...]) -> Iterator[Path]:
         yield draft
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _settle(path: Path) -> None:
+    """Have its name on the disk, and no draft of it left, such as of processes that were killed as they wrote it."""
+    _sync(path.parent)
+    for abandoned in path.parent.glob(f".{path.name}.{_DRAFT}"):
+        abandoned.unlink(missing_ok=True)
 
 
 def _write(descriptor: int, data: memoryview) -> None:
