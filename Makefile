@@ -14,7 +14,8 @@ demo: .venv/.demo
 	$(BIN)/python examples/00_demo.py
 
 test: .venv/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile -m "not alone"
+	$(BIN)/python -m pytest -m alone
 
 check: .venv/.dev
 	$(BIN)/ruff format --check .

@@ -48,6 +48,7 @@ def state(pid: int) -> str:
         return file.read().rpartition(")")[2].split()[0]
 
 
+@pytest.mark.alone
 def test_links_have_the_rates_that_were_asked_for_in_each_direction(lab):
     for sender, receiver, rate in ((0, 1, 50e6), (2, 0, 5e6), (0, 2, 20e6)):
         assert lab.measure(sender, receiver) == pytest.approx(expected_payload_rate(rate), rel=0.05)
@@ -69,6 +70,7 @@ def test_bytes_are_counted_at_the_link(lab):
     assert received < sent / 10
 
 
+@pytest.mark.alone
 def test_a_slowed_link_is_slow_until_it_is_told_otherwise(lab):
     lab.slow(0, "5mbit")
     assert lab.measure(0, 1) == pytest.approx(expected_payload_rate(5e6), rel=0.1)
@@ -113,6 +115,7 @@ def test_a_frozen_host_stands_still_until_it_thaws(lab):
     assert lab.kill(1) == 1
 
 
+@pytest.mark.alone
 def test_a_share_of_processor_can_be_changed_while_a_host_works(lab):
     def seconds_of_work() -> float:
         return float(lab.hosts[0].run([sys.executable, "-c", BUSY], capture_output=True, text=True, check=True).stdout)
@@ -189,6 +192,7 @@ def test_what_a_crash_left_over_is_named_and_can_be_cleared():
         assert is_there(NAME)
 
 
+@pytest.mark.alone
 def test_a_delayed_host_is_heard_later_and_suffers_as_the_others_do():
     with Lab(LabSpec(hosts=2, delay="0=20ms")) as lab:
         ping = "import socket, sys, time\nt = time.monotonic()\ntry: socket.create_connection((sys.argv[1], 9), 5)\n"

@@ -99,12 +99,15 @@ def test_what_a_killed_writer_left_beside_a_name_goes_with_the_next_write(tmp_pa
     assert sorted(tmp_path.iterdir()) == [other, tmp_path / "model"]
 
 
-def test_who_comes_second_and_finds_its_draft_removed_is_told_that_the_name_is_taken(tmp_path, monkeypatch):
+@pytest.mark.parametrize("is_told", [False, True])
+def test_who_comes_second_and_finds_its_draft_removed_is_told_that_the_name_is_taken(tmp_path, monkeypatch, is_told):
     link = os.link
 
     def outrun(source: str, target: str) -> None:
         monkeypatch.setattr(os, "link", link)
         Store(str(tmp_path)).create("a", b"first")
+        if is_told:
+            raise FileExistsError(errno.EEXIST, "File exists")
         link(source, target)
 
     monkeypatch.setattr(os, "link", outrun)

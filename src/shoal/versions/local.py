@@ -28,11 +28,9 @@ class LocalFiles:
         with _written(path, (data,)) as draft:
             try:
                 os.link(draft, path)
-            except FileExistsError:
-                if os.stat(draft).st_nlink != 2:  # NFS may repeat a link that was made, and report the repetition
-                    raise
-            except FileNotFoundError as error:  # whoever was first has taken the draft for abandoned
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from error
+            except (FileExistsError, FileNotFoundError) as error:
+                if not _is_linked(draft):
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from error
             except OSError as error:
                 if error.errno not in _NO_LINKS:
                     raise
@@ -84,6 +82,15 @@ def _written(path: Path, parts: tuple[Bytes, ...]) -> Iterator[Path]:
         yield draft
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _is_linked(draft: Path) -> bool:
+    """Whether a link to it was made all the same: NFS may repeat one, and report the repetition. A draft that is gone
+    was taken for abandoned by whoever came first."""
+    try:
+        return os.stat(draft).st_nlink == 2
+    except FileNotFoundError:
+        return False
 
 
 def _settle(path: Path) -> None:
