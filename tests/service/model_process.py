@@ -24,6 +24,7 @@ from shoal.serving.package import Probe
 DEADLY, NEGATIVE, WRONG = -666.0, -1.0, -2.0
 """Numbers that end the process, that a model fails on, and that are the asker's mistake."""
 SLOW_S = 0.05
+MOST_AT_ONCE = 8
 TIRED_AFTER = 80
 """Batches, more than a gate replays."""
 
@@ -52,6 +53,8 @@ class Adds:
             raise ConfigError("there is no such number")
         if bool((number == NEGATIVE).any()) or (self.kind == "broken" and bool((number != 7).any())):
             raise ValueError("it cannot bear this")
+        if self.kind == "crowded" and len(number) > MOST_AT_ONCE:
+            raise MemoryError
         if self.kind == "slow":
             time.sleep(SLOW_S)
         return {"sum": number + self.version, "pid": number.long() * 0 + os.getpid()}
@@ -59,8 +62,8 @@ class Adds:
 
 class Kinds:
     """By a source's path. ``good``; ``worse`` has a lower accuracy; ``endless`` is measured without end; ``crash`` and
-    ``hang`` do so on loading; ``skewed`` answers training samples otherwise than it did; ``broken`` fails on what is no
-    training sample; ``tires`` fails after a while."""
+    ``hang`` do so on loading; ``crowded`` bears few samples at once; ``skewed`` answers training samples otherwise than
+    it did; ``broken`` fails on what is no training sample; ``tires`` fails after a while."""
 
     def prepare(self, source: Source) -> None:
         assert source.path

@@ -49,6 +49,7 @@ BAD = {
     "skewed": "gate_refused: skew: of 2 training samples",
     "broken": "gate_refused: replay: 1 of 1 requests failed: ValueError: it cannot bear this",
     "wider": "gate_refused: signature: ",
+    "crowded": "load_refused: adds fails on 16 samples at once: MemoryError()",
     "crash": "load_refused: the model's process ended while it loaded",
     "refused": "load_refused: it does not fit the task's model",
     "hang": "load_refused: the model was not loaded within 5.0 s",

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from shoal.errors import ConfigError
+from shoal.errors import ConfigError, Fault
 from shoal.job import TensorSpec
 from shoal.serving import ModelPredictor, make_predictor
+from shoal.serving.predictor import warm_up
 from tests.serving.scaled import Scaled
 
 
@@ -48,6 +49,33 @@ def test_predictions_come_from_the_versions_tensors_in_eval_mode_without_grad(pr
     outputs = predictor.predict({"row": torch.ones(1, 3, requires_grad=True), "times": torch.tensor([2])})
     assert outputs["scores"].tolist() == [[12.0, 1.0]]
     assert outputs["scores"].is_inference() and not outputs["scores"].requires_grad
+
+
+@pytest.mark.parametrize(
+    ("max_samples", "max_batch_s", "sizes"), [(1, 9.0, [1]), (5, 9.0, [1, 2, 4, 5]), (8, 0.0, [1])]
+)
+def test_a_model_warms_up_on_larger_and_larger_batches_of_what_it_knows(max_samples, max_batch_s, sizes) -> None:
+    came = []
+
+    class Listens(Says):
+        def predict(self, model: nn.Module, inputs: Any) -> Any:
+            came.append(inputs["x"][:, 0].tolist())
+            return super().predict(model, inputs)
+
+    predictor = made(Listens([TensorSpec("x", "FP32", (-1, 3))]))
+    for samples, rows in (({}, [0.0]), ({"x": torch.tensor([[1.0] * 3, [2.0] * 3, [3.0] * 3])}, [1.0, 2.0, 3.0])):
+        came.clear()
+        warm_up(predictor, samples, max_samples, max_batch_s)
+        assert came == [(rows * size)[:size] for size in sizes]
+
+
+def test_a_model_that_fails_on_many_samples_says_on_how_many() -> None:
+    class Few(Says):
+        def predict(self, model: nn.Module, inputs: Any) -> Any:
+            return {"y": model(inputs["x"].view(-1, 3)[:2].view_as(inputs["x"]))}
+
+    with pytest.raises(Fault, match=r"^m fails on 4 samples at once: RuntimeError\("):
+        warm_up(made(Few([TensorSpec("x", "FP32", (-1, 3))])), {"x": torch.ones(2, 3)}, 64, 9.0)
 
 
 def test_tensors_of_another_model_are_refused() -> None:

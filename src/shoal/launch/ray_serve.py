@@ -13,6 +13,7 @@ from shoal.launch.ray import imported_ray
 from shoal.launch.service import Target, stock_of
 from shoal.service.wire import Source
 from shoal.serving import Batching, asgi_app
+from shoal.serving.predictor import warm_up
 
 
 def application(target: Target, num_replicas: int = 1, batching: Batching | None = None) -> Any:
@@ -39,8 +40,9 @@ class Model:
     """One replica's."""
 
     def __init__(self, source: bytes, batching: Batching) -> None:
-        self._predictor = Sources().open(msgspec.msgpack.decode(source, type=Source)).predictor
-        self._batching = batching
+        opened = Sources().open(msgspec.msgpack.decode(source, type=Source))
+        warm_up(opened.predictor, opened.probe.inputs, batching.max_samples, batching.max_batch_s)
+        self._predictor, self._batching = opened.predictor, batching
 
     def __serve_build_asgi_app__(self) -> Any:
         return asgi_app(self._predictor, batching=self._batching)

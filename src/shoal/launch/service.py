@@ -258,7 +258,9 @@ class _Service:
         others = (os.cpu_count() or 1) - 1  # one core is for what is not the model
         num_threads = serving.num_threads or max(1, others // serving.plan.num_replicas)
         command = [sys.executable, "-m", "shoal.launch.replica"]
-        loading = Loading(command=command, most_s=serving.load_s, num_threads=num_threads)
+        loading = Loading(
+            command=command, most_s=serving.load_s, num_threads=num_threads, batching=serving.plan.batching
+        )
         pool = Pool(loading, serving.plan.num_replicas)
         return Conductor(self._stock, self._switch, pool, serving.plan, self)
 

@@ -11,11 +11,11 @@ from typing import Any, Protocol
 
 import torch
 
-from shoal.errors import ConfigError
+from shoal.errors import ConfigError, Fault
 from shoal.service import wire
 from shoal.serving.datatypes import Arrays, as_arrays
 from shoal.serving.package import Probe
-from shoal.serving.predictor import Predictor, computed
+from shoal.serving.predictor import Predictor, computed, warm_up
 
 _log = logging.getLogger(__name__)
 
@@ -76,6 +76,8 @@ class Child:
                     return wire.pack(wire.Failed(f"a model's process cannot answer {type(message).__name__}"))
         except ConfigError as error:
             return wire.pack(wire.Failed(error.message, is_config=True))
+        except Fault as error:
+            return wire.pack(wire.Failed(error.message))
         except Exception as error:  # noqa: BLE001 - told to the service, for whom it is
             if not isinstance(message, wire.Compute):
                 _log.exception("a model's process failed")
@@ -92,6 +94,8 @@ class Child:
         self._opened = None  # what fails half way answers no more
         opened = self._opener.open(message.source)
         predictor, probe = opened.predictor, opened.probe
+        if not opened.by_delta:
+            warm_up(predictor, probe.inputs, message.max_samples, message.max_batch_s)
         self._opened = opened
         told = wire.Loaded(
             predictor.name, predictor.version, list(predictor.inputs), list(predictor.outputs), opened.by_delta,

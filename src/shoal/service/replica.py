@@ -7,13 +7,13 @@ import contextlib
 import os
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from shoal.errors import ConfigError, Fault
 from shoal.service import wire
 from shoal.serving.answering import Served
-from shoal.serving.batching import Done, Lost
+from shoal.serving.batching import Batching, Done, Lost
 from shoal.serving.datatypes import Arrays, as_tensors
 from shoal.serving.package import Probe
 
@@ -25,12 +25,14 @@ _END_S = 5.0
 class Loading:
     """``command``: what begins a model's process, but for its two descriptors: its socket, and one that closes with
     the service. ``most_s``: how long a model may take to load, ``compute_s``: for a batch; a process that takes longer
-    is ended, for it is frozen or stuck. ``num_threads``: torch's, for each process."""
+    is ended, for it is frozen or stuck. ``num_threads``: torch's, for each process. ``batching``: for how large batches
+    it gets ready."""
 
     command: Sequence[str]
     most_s: float = 120.0
     compute_s: float = 60.0
     num_threads: int = 1
+    batching: Batching = field(default_factory=Batching)
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,9 @@ class Replica:
         self._source = source
         try:
             async with asyncio.timeout(self._loading.most_s):
-                told, arrays = await self._link.ask(wire.Load(source, self._loading.num_threads))
+                bounds = self._loading.batching
+                asked = wire.Load(source, self._loading.num_threads, bounds.max_samples, bounds.max_batch_s)
+                told, arrays = await self._link.ask(asked)
         except TimeoutError:
             await self.end(at_once=True)
             raise Fault(

@@ -37,10 +37,12 @@ class Source(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Load(msgspec.Struct, frozen=True, tag=True):
-    """Have this model answer from now on. ``num_threads``: torch's."""
+    """Have this model answer from now on. ``num_threads``: torch's. The others: as ``Batching``."""
 
     source: Source
     num_threads: int
+    max_samples: int
+    max_batch_s: float
 
 
 class Prepare(msgspec.Struct, frozen=True, tag=True):

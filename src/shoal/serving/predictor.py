@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -9,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from shoal.errors import Bug, ConfigError
+from shoal.errors import Bug, ConfigError, Fault
 from shoal.job.task import Batch, Predicts, Task, TensorSpec
 from shoal.serving.datatypes import DTYPES, Array, Arrays, Tensors, as_arrays, as_tensors, datatype_of
 from shoal.serving.layout import FREE_SIZE, lay_out
@@ -48,6 +49,24 @@ def computed(predict: Callable[[Tensors], Tensors], inputs: Arrays) -> dict[str,
         return as_arrays(outputs)
     except ConfigError as error:
         raise Bug(error.message) from error
+
+
+def warm_up(predictor: Predictor, samples: Tensors, max_samples: int, max_batch_s: float) -> None:
+    """Compute batches of 1, 2, 4 and so on to ``max_samples``, until one takes longer than ``max_batch_s``: what is
+    made for each size, such as kernels and their memory, is there before anybody waits for it. They are of these
+    samples over and over, or of zeros if there are none. ``Fault`` for a size that fails."""
+    samples = samples or {spec.name: two_zeros(spec) for spec in predictor.inputs}
+    num, took_s = 1, 0.0
+    while took_s <= max_batch_s:
+        begun_s = time.perf_counter()
+        try:
+            predictor.predict({name: rows[torch.arange(num) % len(rows)] for name, rows in samples.items()})
+        except Exception as error:
+            raise Fault(f"{predictor.name} fails on {num} samples at once: {error!r}") from error
+        took_s = time.perf_counter() - begun_s
+        if num == max_samples:
+            return
+        num = min(2 * num, max_samples)
 
 
 @dataclass(frozen=True, kw_only=True)
