@@ -445,20 +445,28 @@ def test_who_would_wait_longer_than_he_has_is_refused_at_once():
     tried(test, max_wait_s=10.0)
 
 
-def test_a_batch_takes_no_longer_than_it_may_and_its_oldest_has():
+@pytest.mark.parametrize(
+    ("bounds", "sizes"),
+    [
+        ({"max_batch_s": 0.05}, [1, 5, 5, 2]),
+        ({"max_batch_s": 0.095}, [1, 8, 4]),  # 9 are no size that comes again and again
+        ({"max_batch_s": 0.095, "max_samples": 9}, [1, 9, 3]),  # unless they are as many as may be
+    ],
+)
+def test_a_batch_takes_no_longer_than_it_may_and_its_oldest_has(bounds, sizes):
     async def test() -> None:
         clock, runner = Hands(), Mortal()
-        batcher = Batcher(Batching(max_batch_s=0.05), clock)
+        batcher = Batcher(Batching(**bounds), clock)
         batcher.add(runner)
         (first,) = await asked(batcher, rows(0.0))
         others = await asked(batcher, *(rows(float(value)) for value in range(12)))
         clock.now_s += 0.01
-        for _ in range(4):
+        for _ in sizes:
             runner.compute()
             await asyncio.sleep(0.01)
             clock.now_s += 0.01 * len(runner.inputs[-1])
         await asyncio.gather(first, *others)
-        assert [len(inputs) for inputs in runner.inputs] == [1, 5, 5, 2]
+        assert [len(inputs) for inputs in runner.inputs] == sizes
 
     asyncio.run(asyncio.wait_for(test(), 30))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shoal.serving.pace import Pace
+from shoal.serving.pace import Pace, round_size
 
 
 def paced(*batches: tuple[int, float]) -> Pace:
@@ -61,3 +61,9 @@ def test_what_is_known_of_the_own_part_is_tried_again_in_time():
 def test_what_was_is_forgotten():
     pace = paced(*[(1, 1.0)] * 50, *[(1, 0.01)] * 150)
     assert pace.takes_s(1) == pytest.approx(0.01, rel=0.1)
+
+
+def test_large_sizes_are_few():
+    sizes = sorted({round_size(num) for num in range(1, 81)})
+    assert sizes == [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80]
+    assert all(0.8 * num < round_size(num) <= num for num in range(1, 81))

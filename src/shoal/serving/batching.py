@@ -22,7 +22,7 @@ import numpy as np
 from shoal.clock import Clock, SystemClock
 from shoal.errors import ConfigError, Fault
 from shoal.serving.datatypes import Arrays, Tensors
-from shoal.serving.pace import Pace
+from shoal.serving.pace import Pace, round_size
 from shoal.serving.predictor import computed
 
 T = TypeVar("T")
@@ -333,8 +333,9 @@ class Batcher:
 
     def _most(self, left_s: float) -> int:
         """Samples in a batch whose oldest has so long."""
-        bounds = self._batching
-        return self._pace.most_within(min(bounds.max_batch_s, left_s), self._pace.worth(bounds.max_samples))
+        most = self._batching.max_samples
+        num = self._pace.most_within(min(self._batching.max_batch_s, left_s), self._pace.worth(most))
+        return num if num == most else round_size(num)
 
     def _finished(
         self, runner: Runner, batch: Sequence[_Waiting], begun_s: float, future: asyncio.Future[Done]
@@ -384,9 +385,8 @@ class Batcher:
         if self.on_batch is not None:
             self.on_batch(num_samples, took_s)
         self._pace.add(num_samples, took_s)
-        bounds, pace = self._batching, self._pace
-        self._size = pace.most_within(bounds.max_batch_s, pace.worth(bounds.max_samples))
-        self._size_s = pace.takes_s(self._size)
+        self._size = self._most(math.inf)
+        self._size_s = self._pace.takes_s(self._size)
 
     def _put_back(self, batch: Sequence[_Waiting], is_lost: bool, was_begun: bool) -> None:
         """To the front, each by itself if it may be what is wrong."""

@@ -15,6 +15,13 @@ _MOST_ALIKE = 40
 """So many batches of about one size, and a larger one is tried: what is known may be old."""
 
 
+def round_size(num: int) -> int:
+    """The next size down of 1 to 8, 10, 12, 14, 16, 20, 24, 28, 32, 40 and so on. Each size that a model computes has
+    memory of its own, which is not given back: large ones should be few."""
+    spare = max(0, num.bit_length() - 3)
+    return num >> spare << spare
+
+
 class Pace:
     """A line through (size, seconds), by least squares that forget. While all batches have one size it is a line
     through the origin: a batch of twice the size is thought to take twice as long."""
