@@ -141,12 +141,13 @@ def test_buckets_move_while_a_run_goes_on_and_it_resumes_with_them(strategy, num
 
 
 def stop_once_it_has(folder: RunFolder, number: int) -> None:
-    """Stop a run once so many shards have all buckets."""
+    """Stop a run once so many shards have all buckets, and a worker was lost."""
     deadline_s = time.monotonic() + 120
     while time.monotonic() < deadline_s:
         events = read_events(folder.events_path)[0] if folder.events_path.exists() else []
         told = [event["shards"] for event in events if event["kind"] == "tables"]
-        if told and len(told[-1]) == number and all(shard.get("buckets") for shard in told[-1].values()):
+        has_moved = told and len(told[-1]) == number and all(shard.get("buckets") for shard in told[-1].values())
+        if has_moved and any(event["kind"] == "lost" for event in events):
             break
         time.sleep(0.05)
     command(folder, msg.Stop(reason="the test has seen enough"))
