@@ -76,7 +76,7 @@ def export(
 
         samples = probe_of(served, first_samples(resolved, _NUM_PROBED)).inputs
         write_graph = graph.write_onnx if form == "onnx" else graph.write_torch
-        write_graph(served, samples or {spec.name: two_zeros(spec) for spec in served.inputs}, target)
+        write_graph(served, samples or two_zeros(served.inputs), target)
     return target
 
 

@@ -102,7 +102,7 @@ def _traced(served: ModelPredictor) -> torch.export.ExportedProgram:
         with torch.no_grad(), _quiet(), any_number:
             return torch.export.export(
                 _Named(served).eval(),
-                ({spec.name: two_zeros(spec) for spec in served.inputs},),
+                (two_zeros(served.inputs),),
                 dynamic_shapes=_free_axes(served),
             )
     except Exception as error:

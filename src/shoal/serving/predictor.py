@@ -55,7 +55,7 @@ def warm_up(predictor: Predictor, samples: Tensors, max_samples: int, max_batch_
     """Compute batches of 1, 2, 4 and so on to ``max_samples``, until one takes longer than ``max_batch_s``: what is
     made for each size, such as kernels and their memory, is there before anybody waits for it. They are of these
     samples over and over, or of zeros if there are none. ``Fault`` for a size that fails."""
-    samples = samples or {spec.name: two_zeros(spec) for spec in predictor.inputs}
+    samples = samples or two_zeros(predictor.inputs)
     num, took_s = 1, 0.0
     while took_s <= max_batch_s:
         begun_s = time.perf_counter()
@@ -146,7 +146,7 @@ def _check(inputs: Sequence[TensorSpec]) -> None:
 
 def _try(predicts: Predicts, model: nn.Module, inputs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
     """What the outputs are, found by predicting from two samples of zeros."""
-    zeros = {spec.name: two_zeros(spec) for spec in inputs}
+    zeros = two_zeros(inputs)
     try:
         with torch.inference_mode():
             outputs: Any = predicts.predict(model, zeros)
@@ -159,9 +159,14 @@ def _try(predicts: Predicts, model: nn.Module, inputs: Sequence[TensorSpec]) -> 
     return tuple(_output_spec(name, output, has_free) for name, output in outputs.items())
 
 
-def two_zeros(spec: TensorSpec) -> Tensor:
-    """Two samples that fit a spec; 32 where the shape is free beyond them."""
-    return torch.zeros(2, *(FREE_SIZE if size == -1 else size for size in spec.shape[1:]), dtype=DTYPES[spec.datatype])
+def two_zeros(specs: Sequence[TensorSpec]) -> dict[str, Tensor]:
+    """Two samples that fit the specs; 32 where a shape is free beyond them."""
+    return {
+        spec.name: torch.zeros(
+            2, *(FREE_SIZE if size == -1 else size for size in spec.shape[1:]), dtype=DTYPES[spec.datatype]
+        )
+        for spec in specs
+    }
 
 
 def _output_spec(name: str, output: Any, has_free: bool) -> TensorSpec:
